@@ -1,0 +1,312 @@
+"""Annotation files: read as written, bad ones refused in one sentence, and a cache that cannot go wrong."""
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+
+from dataset import annotations, rows
+from dataset.annotations import load_annotations
+
+ODD_TEXTS = ['', 'two\nlines', 'nul \0 inside', 'emoji \U0001f600 日本', 'word ' * 10_000, '"quoted", [{JSON}]', ' ']
+
+
+def write(path, data) -> str:
+    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding='utf-8')
+    return str(path)
+
+
+def caches(folder) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.startswith('.'))
+
+
+def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], list[dict]]:
+    """Rows as a user writes them, and as they must be read."""
+    def text():
+        return rng.choice(ODD_TEXTS[:4] + ODD_TEXTS[5:]) + str(rng.random())
+
+    def texts():
+        return [text() for _ in range(rng.randint(1, 4))]
+
+    def optional(row, **fields):
+        return row | {name: value for name, value in fields.items() if rng.random() < 0.7}
+
+    given, expected = [], []
+    for i in range(count):
+        identity = rng.choice([i, str(i), 2**70 + i])
+        if kind == 'retrieval_train':
+            row = {'image': f'{i}.jpg', 'caption': text(), 'image_id': identity}
+            want = row
+        elif kind in ('pretrain', 'retrieval_eval'):
+            row = {'image': f'{i}.jpg', 'caption': rng.choice([text, texts])()}
+            want = row | {'caption': [row['caption']] if isinstance(row['caption'], str) else row['caption']}
+        elif kind == 'nlvr':
+            row = optional({'images': [f'{i}a.png', f'{i}b.png'], 'sentence': text(),
+                            'label': rng.choice([True, False, 'True', 'False'])}, identifier=f'dev-{i}', kind='colour')
+            want = row | {'label': row['label'] in (True, 'True')}
+        else:
+            row = optional({'question': text(), 'image': f'{i}.jpg', 'dataset': rng.choice(['vqa', 'vg']),
+                            'question_id': identity}, answer=rng.choice([text, texts])(), answer_type='other',
+                           question_type='what', kind=3)
+            want = row
+        given.append(row | {'ignored': [i, {'deep': None}]})
+        expected.append(want)
+    return given, expected
+
+
+@pytest.mark.parametrize('kind', rows.REQUIRED)
+@pytest.mark.parametrize('ending', ['json', 'jsonl'])
+def test_every_row_is_read_as_written(tmp_path, monkeypatch, kind, ending):
+    monkeypatch.setattr(rows, 'CHUNK', 97)  # rows lie across the ends of chunks
+    monkeypatch.setattr(annotations, 'ROWS_PER_BATCH', 16)  # and in several record batches
+    rng = random.Random(kind)
+    files, expected = [], []
+    for number, ascii_only in enumerate([True, False]):
+        given, want = random_rows(kind, 50, rng)
+        encode = json.JSONEncoder(ensure_ascii=ascii_only, indent=None if ending == 'jsonl' else number).encode
+        text = '\n'.join(map(encode, given)) + '\n' if ending == 'jsonl' else encode(given)
+        files.append(write(tmp_path / f'{number}.{ending}', text))
+        expected += want
+    inodes = []
+    for _ in range(2):  # the second time from the caches
+        table = load_annotations(files, kind)
+        assert list(table) == expected and len(table) == 100
+        assert table[-1] == table[np.int64(99)] == expected[99]
+        inodes.append([os.stat(tmp_path / name).st_ino for name in caches(tmp_path)])
+    assert len(inodes[0]) == 2 and inodes[0] == inodes[1]
+    assert table.source(49) == (files[0], 49) and table.source(50) == (files[1], 0)
+    with pytest.raises(IndexError):
+        table[100]
+
+
+def test_odd_captions_are_kept(tmp_path):
+    file = write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': ODD_TEXTS}])
+    assert load_annotations(file, 'pretrain')[0]['caption'] == ODD_TEXTS
+
+
+def test_half_an_emoji_becomes_text_that_can_be_encoded(tmp_path):
+    file = write(tmp_path / 'a.json', r'[{"image": "a.jpg", "caption": ["half \ud83d", "whole \ud83d\ude00"]}]')
+    assert load_annotations(file, 'pretrain')[0]['caption'] == ['half ?', 'whole \U0001f600']
+
+
+def test_columns(tmp_path):
+    ids = [{'image': 'a.jpg', 'caption': 'x', 'image_id': i} for i in (5, 7, 5)]
+    table = load_annotations(write(tmp_path / 'a.json', ids), 'retrieval_train')
+    assert table.column('image_id').dtype == np.int64 and table.column('image_id').tolist() == [5, 7, 5]
+    assert table.column('caption') == ['x'] * 3
+    mixed = [row | {'image_id': i} for row, i in zip(ids, (5, '5', 2**64), strict=True)]
+    assert load_annotations(write(tmp_path / 'b.json', mixed), 'retrieval_train').column('image_id') == [5, '5', 2**64]
+    pairs = [{'images': ['a', 'b'], 'sentence': 's', 'label': label} for label in ('True', False)]
+    table = load_annotations(write(tmp_path / 'c.json', [pairs[0] | {'identifier': 'x'}, pairs[1]]), 'nlvr')
+    assert table.column('label').dtype == bool and table.column('label').tolist() == [True, False]
+    assert table.column('identifier') == ['x', None]
+    with pytest.raises(ValueError, match="no column 'labels': they have images, sentence, label"):
+        table.column('labels')
+
+
+GOOD = {
+    'pretrain': {'image': 'a.jpg', 'caption': 'x'},
+    'retrieval_train': {'image': 'a.jpg', 'caption': 'x', 'image_id': 1},
+    'nlvr': {'images': ['a', 'b'], 'sentence': 's', 'label': 'True'},
+    'vqa': {'question': 'q', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1},
+}
+
+
+@pytest.mark.parametrize(('kind', 'change', 'message'), [
+    ('pretrain', {'caption': 5}, "'caption' must be a string or a list of strings"),
+    ('pretrain', {'caption': ['x', None]}, "'caption' must be a string or a list of strings"),
+    ('pretrain', {'caption': []}, "'caption' is an empty list"),
+    ('pretrain', {'caption': None}, "'caption' must be a string"),
+    ('pretrain', {'caption': ...}, "has no 'caption'; a row of kind pretrain needs image, caption"),
+    ('pretrain', {'image': ''}, "'image' must be the path of a picture"),
+    ('pretrain', {'image': ['a']}, "'image' must be the path of a picture"),
+    ('retrieval_train', {'caption': ['x']}, "give each a row of its own"),
+    ('retrieval_train', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
+    ('retrieval_train', {'image_id': True}, "'image_id' must be an integer or a string"),
+    ('retrieval_train', {'image_id': ...}, "has no 'image_id'"),
+    ('nlvr', {'images': []}, 'a list of two paths'),
+    ('nlvr', {'images': ['a', '']}, 'a list of two paths'),
+    ('nlvr', {'images': ['a', 'b', 'c']}, 'a list of two paths'),
+    ('nlvr', {'label': 'true'}, '"True", "False" or a JSON boolean'),
+    ('nlvr', {'label': 1}, '"True", "False" or a JSON boolean'),
+    ('nlvr', {'sentence': 3}, "'sentence' must be one string"),
+    ('vqa', {'dataset': 'coco'}, '"vqa" or "vg"'),
+    ('vqa', {'answer': []}, "'answer' is an empty list"),
+    ('vqa', {'answer': 3}, "'answer' must be a string or a list of strings"),
+    ('vqa', {'question_id': None}, "'question_id' must be an integer or a string"),
+])
+def test_a_bad_row_is_named(tmp_path, kind, change, message):
+    bad = {name: value for name, value in (GOOD[kind] | change).items() if value is not ...}
+    file = write(tmp_path / 'a.json', [GOOD[kind]] * 3 + [bad])
+    with pytest.raises(ValueError) as error:
+        load_annotations(file, kind)
+    assert str(error.value).startswith(f'{file}: row 3, {{') and message in str(error.value)
+    assert '\n' not in str(error.value)
+    assert caches(tmp_path) == []  # nothing half made is left
+
+
+@pytest.mark.parametrize(('name', 'text', 'message'), [
+    ('a.json', '', 'is empty'),
+    ('a.json', ' \n ', 'is empty'),
+    ('a.json', '[]', 'holds no rows'),
+    ('a.jsonl', '\n\n', 'holds no rows'),
+    ('a.json', '{"images": []}', "must be a JSON list of objects, but it starts with"),
+    ('a.json', '<!DOCTYPE html>', 'must be a JSON list of objects'),
+    ('a.json', '[{"image": "a", "caption": "x"}, 3]', 'row 1, 3: is a int'),
+    ('a.json', '[{"image": "a", "caption": "x"}, {"image": "b", "capti', 'is cut off at row 1'),
+    ('a.json', '[{"image": "a", "caption": "x"}', 'is cut off at row 1'),
+    ('a.json', '[{"image": "a", "caption": "x"},', 'is cut off at row 1'),
+    ('a.json', '[', 'is cut off at row 0'),
+    ('a.json', '[{"image": "a" "caption": "x"},' + '{"image": "a", "caption": "x"}]', 'is not valid JSON'),
+    ('a.json', '[{"image": "a", "caption": "x"} {"image": "a", "caption": "x"}]', "expecting ',' or ']'"),
+    ('a.json', '[{"image": "a", "caption": "x"}] []', 'goes on after the end of its list'),
+    ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": "a", "cap', 'is cut off in its last line: line 2'),
+    ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": }\n{}\n', 'is not valid JSON Lines: line 2'),
+])
+@pytest.mark.parametrize('chunk', [10, 1 << 20])
+def test_a_bad_file_is_named(tmp_path, monkeypatch, name, text, message, chunk):
+    monkeypatch.setattr(rows, 'CHUNK', chunk)
+    file = write(tmp_path / name, text)
+    with pytest.raises(ValueError) as error:
+        load_annotations(file, 'pretrain')
+    assert file in str(error.value) and message in str(error.value)
+
+
+def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, 'CHUNK', 16)
+    text = json.dumps([{'image': 'a.jpg', 'caption': ['x\u00e9"', '\U0001f600'], 'n': [1.5e3, True, None]}] * 2)
+    for end in range(len(text)):
+        with pytest.raises(ValueError, match='is cut off at row|is empty'):
+            load_annotations(write(tmp_path / 'a.json', text[:end]), 'pretrain')
+    assert len(load_annotations(write(tmp_path / 'a.json', text), 'pretrain')) == 2
+
+
+def test_paths_and_kinds_that_do_not_exist(tmp_path):
+    good = write(tmp_path / 'a.json', [GOOD['pretrain']])
+    with pytest.raises(FileNotFoundError, match='b.json does not exist'):
+        load_annotations([good, str(tmp_path / 'b.json')], 'pretrain')
+    with pytest.raises(ValueError, match='is a folder'):
+        load_annotations(str(tmp_path), 'pretrain')
+    with pytest.raises(ValueError, match='must be one of pretrain, retrieval_train'):
+        load_annotations(good, 'retrieval')
+    with pytest.raises(ValueError, match='no annotation file'):
+        load_annotations([], 'pretrain')
+    (tmp_path / 'latin.json').write_bytes(b'[{"image": "a", "caption": "caf\xe9"}]')
+    with pytest.raises(ValueError, match='latin.json is not UTF-8'):
+        load_annotations(str(tmp_path / 'latin.json'), 'pretrain')
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    (tmp_path / 'a.json').write_bytes(b'\xef\xbb\xbf' + json.dumps([GOOD['pretrain']]).encode())
+    assert load_annotations(str(tmp_path / 'a.json'), 'pretrain')[0]['image'] == 'a.jpg'
+
+
+def test_a_changed_file_is_read_again_and_its_old_cache_removed(tmp_path):
+    file = write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'old'}])
+    other = write(tmp_path / 'a.json.pretrain.json', [{'image': 'a.jpg', 'caption': 'other'}])  # must stay
+    table = load_annotations([file, other], 'pretrain')
+    before = caches(tmp_path)
+    stat = os.stat(file)
+    write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'new'}])
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time: only the contents tell
+    assert load_annotations(file, 'pretrain')[0]['caption'] == ['new']
+    assert table[0]['caption'] == ['old']  # whoever has the old one open goes on with it
+    after = caches(tmp_path)
+    assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: b'', lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda data: data[8:],
+    lambda data: b'\0' * len(data), lambda data: data + b'garbage',
+    lambda data: data[:2000] + b'?' + data[2001:], lambda data: data[:1000] + bytes(500) + data[1500:],
+])
+def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
+    file = write(tmp_path / 'a.json', [{'image': f'{i}.jpg', 'caption': 'x'} for i in range(100)])
+    load_annotations(file, 'pretrain')
+    [cache] = caches(tmp_path)
+    whole = (tmp_path / cache).read_bytes()
+    (tmp_path / cache).write_bytes(damage(whole))
+    table = load_annotations(file, 'pretrain')
+    assert len(table) == 100 and table[99]['image'] == '99.jpg'
+    assert (tmp_path / cache).read_bytes() == whole
+
+
+def test_a_cache_of_another_kind_or_place_is_not_taken(tmp_path):
+    file = write(tmp_path / 'a.json', [GOOD['retrieval_train']])
+    assert load_annotations(file, 'retrieval_train')[0] == GOOD['retrieval_train']
+    assert load_annotations(file, 'pretrain')[0]['caption'] == ['x']
+    folder = tmp_path / 'caches'
+    (tmp_path / 'b').mkdir()
+    same_name = write(tmp_path / 'b' / 'a.json', [{'image': 'b.jpg', 'caption': 'y'}])
+    for _ in range(2):  # two files of one name share the folder and leave each other's cache alone
+        assert load_annotations([file, same_name], 'pretrain', str(folder))[1]['image'] == 'b.jpg'
+        assert len(caches(folder)) == 2
+    assert len(caches(tmp_path)) == 2 and caches(tmp_path / 'b') == []
+
+
+def test_where_the_folder_cannot_be_written_the_temporary_folder_serves(tmp_path, monkeypatch):
+    data, temporary = tmp_path / 'data', tmp_path / 'temporary'
+    data.mkdir()
+    temporary.mkdir()
+    file = write(data / 'a.json', [GOOD['pretrain']])
+    monkeypatch.setattr(annotations.tempfile, 'gettempdir', lambda: str(temporary))
+
+    def refuse(path, mode='r', **kwargs):
+        if str(path).startswith(str(data)) and 'x' in mode:
+            raise PermissionError(13, 'Permission denied')
+        return open(path, mode, **kwargs)
+
+    monkeypatch.setattr(annotations, 'open', refuse, raising=False)  # not chmod, which root would not notice
+    with pytest.warns(UserWarning, match='no annotation cache can be written in .*data .Permission denied.'):
+        assert len(load_annotations(file, 'pretrain')) == 1
+    [folder] = temporary.iterdir()
+    assert len(caches(folder)) == 1 and caches(data) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(load_annotations(file, 'pretrain')) == 1  # found there again
+    monkeypatch.setattr(annotations.tempfile, 'gettempdir', lambda: file)  # nor can that: not a folder
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='give a cache folder with room'):
+        load_annotations(file, 'pretrain')
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    file = write(tmp_path / 'a.json', [GOOD['pretrain']])
+    for name, age in (('old', 7200), ('young', 0)):
+        path = tmp_path / f'.a.json.pretrain.0123456789abcdef.arrow.{name}.tmp'
+        path.write_bytes(b'half')
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    load_annotations(file, 'pretrain')
+    assert [name.split('.')[-2] for name in caches(tmp_path) if name.endswith('.tmp')] == ['young']
+
+
+def _load_and_sum(file: str) -> int:
+    return sum(len(row['caption'][0]) for row in load_annotations(file, 'pretrain'))
+
+
+def _sum(table) -> int:
+    return sum(len(row['caption'][0]) for row in table)
+
+
+def test_many_processes_build_at_once(tmp_path):
+    file = write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'x' * (i % 7)} for i in range(2000)])
+    expected = sum(i % 7 for i in range(2000))
+    with multiprocessing.get_context('fork').Pool(6) as pool:
+        assert pool.map(_load_and_sum, [file] * 6, chunksize=1) == [expected] * 6
+    assert len(caches(tmp_path)) == 1
+
+
+def test_pickling_takes_paths_only_and_workers_read_the_same_rows(tmp_path):
+    file = write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'x' * (i % 7)} for i in range(2000)])
+    table = load_annotations(file, 'pretrain')
+    pickled = pickle.dumps(table)
+    assert len(pickled) < 1000 and list(pickle.loads(pickled)) == list(table)
+    for method in ('fork', 'spawn'):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.apply(_sum, (table,)) == _sum(table)
+    os.remove(tmp_path / caches(tmp_path)[0])
+    with pytest.raises(ValueError, match='was removed or damaged while in use'):
+        pickle.loads(pickled)
