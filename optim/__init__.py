@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-KNOWN_KEYS = ("opt", "lr", "weight_decay", "betas", "eps", "no_decay")
+KNOWN_KEYS = ('opt', 'lr', 'weight_decay', 'betas', 'eps', 'no_decay')
 
 
 def create_optimizer(settings: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
@@ -19,15 +19,15 @@ def create_optimizer(settings: Mapping[str, Any], model: nn.Module) -> torch.opt
     Raises ValueError for another optimizer, a missing or unknown key, and a `no_decay` name that no parameter has.
     """
     _check(settings)
-    groups = parameter_groups(model, float(settings["weight_decay"]), settings.get("no_decay") or ())
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    groups = parameter_groups(model, float(settings['weight_decay']), settings.get('no_decay') or ())
+    parameters = [parameter for group in groups for parameter in group['params']]
     if not parameters:
-        raise ValueError("the model has no trainable parameter: every one has requires_grad False")
+        raise ValueError('the model has no trainable parameter: every one has requires_grad False')
     optimizer = torch.optim.AdamW(
         groups,
-        lr=float(settings["lr"]),
-        betas=tuple(settings.get("betas", (0.9, 0.999))),
-        eps=float(settings.get("eps", 1e-8)),
+        lr=float(settings['lr']),
+        betas=tuple(settings.get('betas', (0.9, 0.999))),
+        eps=float(settings.get('eps', 1e-8)),
         fused=True if all(parameter.is_cuda for parameter in parameters) else None,
     )
     optimizer.register_load_state_dict_pre_hook(_keep_implementation)
@@ -44,24 +44,24 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[s
     names = [name for name, _ in model.named_parameters()]
     for entry in exempt:
         if not any(_names(entry, name) for name in names):
-            raise ValueError(f"optimizer.no_decay names {entry!r}, but this model has no such parameter; remove it")
+            raise ValueError(f'optimizer.no_decay names {entry!r}, but this model has no such parameter; remove it')
     without, decayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = parameter.ndim == 1 or _names("bias", name) or any(_names(entry, name) for entry in exempt)
+            free = parameter.ndim == 1 or _names('bias', name) or any(_names(entry, name) for entry in exempt)
             (without if free else decayed).append(parameter)
-    return [{"params": without, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    return [{'params': without, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': weight_decay}]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate of the coming step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group['lr'] = lr
 
 
 def _names(entry: str, name: str) -> bool:
     """Whether `entry` is the parameter name or its last components: 'temp', 'pos_embed', 'visual_encoder.cls_token'."""
-    return name == entry or name.endswith("." + entry)
+    return name == entry or name.endswith('.' + entry)
 
 
 def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -70,21 +70,21 @@ def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     torch keeps `fused` and `foreach` among a group's hyperparameters, so a checkpoint of a GPU run would otherwise
     force the fused kernel on a run on the CPU, and the reverse.
     """
-    if len(state["param_groups"]) != len(optimizer.param_groups):
+    if len(state['param_groups']) != len(optimizer.param_groups):
         return state  # torch says what is wrong
-    kept = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
-    groups = [{**loaded, **own} for loaded, own in zip(state["param_groups"], kept, strict=True)]
-    return {**state, "param_groups": groups}
+    kept = [{key: group[key] for key in ('fused', 'foreach')} for group in optimizer.param_groups]
+    groups = [{**loaded, **own} for loaded, own in zip(state['param_groups'], kept, strict=True)]
+    return {**state, 'param_groups': groups}
 
 
 def _check(settings: Mapping[str, Any]) -> None:
     for key in settings:
         if key not in KNOWN_KEYS:
             raise ValueError(f"optimizer.{key} is not a known key; known are {', '.join(KNOWN_KEYS)}")
-    for key in ("opt", "lr", "weight_decay"):
+    for key in ('opt', 'lr', 'weight_decay'):
         if key not in settings:
-            raise ValueError(f"optimizer.{key} is missing; add it to the configuration")
-    if isinstance(settings.get("no_decay"), str):
+            raise ValueError(f'optimizer.{key} is missing; add it to the configuration')
+    if isinstance(settings.get('no_decay'), str):
         raise ValueError(f"optimizer.no_decay must be a list of parameter names: [{settings['no_decay']}]")
-    if str(settings["opt"]).lower() != "adamw":
+    if str(settings['opt']).lower() != 'adamw':
         raise ValueError(f"optimizer.opt is {settings['opt']!r}; the only optimizer is 'adamW'")

@@ -24,21 +24,21 @@ def learning_rate(schedular: Mapping[str, Any], epoch: int, iteration: int) -> f
 
     Raises ValueError where a key is missing or is not a number, and for a `sched` other than cosine.
     """
-    if schedular.get("sched", "cosine") != "cosine":
+    if schedular.get('sched', 'cosine') != 'cosine':
         raise ValueError(f"schedular.sched is {schedular['sched']!r}; the only schedule is 'cosine'")
-    peak = _number(schedular, "lr")
+    peak = _number(schedular, 'lr')
     if epoch == 0:
         return _warmup(schedular, peak, iteration)
-    return _cosine(peak, _number(schedular, "min_lr"), epoch, _number(schedular, "epochs"))
+    return _cosine(peak, _number(schedular, 'min_lr'), epoch, _number(schedular, 'epochs'))
 
 
 def _warmup(schedular: Mapping[str, Any], peak: float, iteration: int) -> float:
     """The stair of epoch 0. The rate changes after the step of each 100th iteration, hence `iteration - 1`."""
-    steps = _number(schedular, "warmup_epochs")
+    steps = _number(schedular, 'warmup_epochs')
     step = max(iteration - 1, 0) // STAIR
     if step >= steps:
         return peak
-    start = _number(schedular, "warmup_lr")
+    start = _number(schedular, 'warmup_lr')
     return start + step * (peak - start) / steps
 
 
@@ -50,8 +50,8 @@ def _cosine(peak: float, floor: float, epoch: int, epochs: float) -> float:
 
 def _number(schedular: Mapping[str, Any], key: str) -> float:
     if key not in schedular:
-        raise ValueError(f"schedular.{key} is missing; add it to the configuration")
+        raise ValueError(f'schedular.{key} is missing; add it to the configuration')
     value = schedular[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"schedular.{key} must be a number, not {value!r}")
+        raise ValueError(f'schedular.{key} must be a number, not {value!r}')
     return value

@@ -7,7 +7,7 @@ from torch import nn
 
 from optim import create_optimizer, parameter_groups, set_learning_rate
 
-SETTINGS = {"opt": "adamW", "lr": 1e-2, "weight_decay": 0.1}
+SETTINGS = {'opt': 'adamW', 'lr': 1e-2, 'weight_decay': 0.1}
 
 
 class Model(nn.Module):
@@ -33,23 +33,23 @@ def names_of(model, params):
 def test_official_groups():
     model = Model()
     without, decayed = create_optimizer(SETTINGS, model).param_groups
-    assert names_of(model, without["params"]) == ["norm.weight", "norm.bias", "head.bias", "matrix_bias.bias"]
-    assert names_of(model, decayed["params"]) == ["temp", "cls_token", "pos_embed", "embed.weight"]
-    assert (without["weight_decay"], decayed["weight_decay"]) == (0.0, 0.1)
-    assert decayed["betas"] == (0.9, 0.999) and decayed["eps"] == 1e-8 and decayed["lr"] == 1e-2
+    assert names_of(model, without['params']) == ['norm.weight', 'norm.bias', 'head.bias', 'matrix_bias.bias']
+    assert names_of(model, decayed['params']) == ['temp', 'cls_token', 'pos_embed', 'embed.weight']
+    assert (without['weight_decay'], decayed['weight_decay']) == (0.0, 0.1)
+    assert decayed['betas'] == (0.9, 0.999) and decayed['eps'] == 1e-8 and decayed['lr'] == 1e-2
 
 
 def test_exempting_by_name():
-    model = nn.ModuleDict({"visual": Model()})
-    without, decayed = parameter_groups(model, 0.1, ["temp", "visual.pos_embed", "cls_token"])
-    assert {"visual.temp", "visual.pos_embed", "visual.cls_token"} < set(names_of(model, without["params"]))
-    assert names_of(model, decayed["params"]) == ["visual.embed.weight"]
+    model = nn.ModuleDict({'visual': Model()})
+    without, decayed = parameter_groups(model, 0.1, ['temp', 'visual.pos_embed', 'cls_token'])
+    assert {'visual.temp', 'visual.pos_embed', 'visual.cls_token'} < set(names_of(model, without['params']))
+    assert names_of(model, decayed['params']) == ['visual.embed.weight']
 
 
-@pytest.mark.parametrize("entry", ["embed_pos", "mp", "head"])  # a whole component, and a parameter, not a module
+@pytest.mark.parametrize('entry', ['embed_pos', 'mp', 'head'])  # a whole component, and a parameter, not a module
 def test_exempting_nothing_is_an_error(entry):
     with pytest.raises(ValueError, match=f"names '{entry}'"):
-        create_optimizer({**SETTINGS, "no_decay": [entry]}, Model())
+        create_optimizer({**SETTINGS, 'no_decay': [entry]}, Model())
 
 
 def test_one_step_is_decoupled_weight_decay():
@@ -59,8 +59,8 @@ def test_one_step_is_decoupled_weight_decay():
     set_learning_rate(optimizer, 0.5)
     model(torch.ones(1, 2)).sum().backward()  # every gradient is 1, so Adam's first step is lr in each coordinate
     optimizer.step()
-    torch.testing.assert_close(model.bias.data, before["bias"] - 0.5)
-    torch.testing.assert_close(model.weight.data, before["weight"] * (1 - 0.5 * 0.1) - 0.5)
+    torch.testing.assert_close(model.bias.data, before['bias'] - 0.5)
+    torch.testing.assert_close(model.weight.data, before['weight'] * (1 - 0.5 * 0.1) - 0.5)
 
 
 def train(model, optimizer, steps):
@@ -76,33 +76,33 @@ def test_a_saved_state_goes_on_bit_for_bit_whatever_kernel_wrote_it(tmp_path):
     twin = copy.deepcopy(model)
     optimizer = create_optimizer(SETTINGS, model)
     train(model, optimizer, 3)
-    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    for group in saved["optimizer"]["param_groups"]:
-        group["fused"], group["foreach"] = True, False  # as a GPU run writes it
-    torch.save(saved, tmp_path / "state.pth")
+    saved = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
+    for group in saved['optimizer']['param_groups']:
+        group['fused'], group['foreach'] = True, False  # as a GPU run writes it
+    torch.save(saved, tmp_path / 'state.pth')
     train(model, optimizer, 2)
 
-    loaded = torch.load(tmp_path / "state.pth", weights_only=True)
-    twin.load_state_dict(loaded["model"])
+    loaded = torch.load(tmp_path / 'state.pth', weights_only=True)
+    twin.load_state_dict(loaded['model'])
     resumed = create_optimizer(SETTINGS, twin)
-    own = [(group["fused"], group["foreach"]) for group in resumed.param_groups]
-    resumed.load_state_dict(loaded["optimizer"])
-    assert [(group["fused"], group["foreach"]) for group in resumed.param_groups] == own
+    own = [(group['fused'], group['foreach']) for group in resumed.param_groups]
+    resumed.load_state_dict(loaded['optimizer'])
+    assert [(group['fused'], group['foreach']) for group in resumed.param_groups] == own
     train(twin, resumed, 2)
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_on_cuda_the_kernel_is_fused():
     optimizer = create_optimizer(SETTINGS, nn.Linear(2, 2).cuda())
-    assert all(group["fused"] for group in optimizer.param_groups)
+    assert all(group['fused'] for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"opt": "sgd"}, "optimizer.opt is 'sgd'; the only optimizer is 'adamW'"),
-    ({"no_decay": "temp"}, "optimizer.no_decay must be a list"),
-    ({"momentum": 0.9}, "optimizer.momentum is not a known key"),
-    ({"weight_decay": None}, "optimizer.weight_decay is missing"),
+@pytest.mark.parametrize('change, message', [
+    ({'opt': 'sgd'}, "optimizer.opt is 'sgd'; the only optimizer is 'adamW'"),
+    ({'no_decay': 'temp'}, 'optimizer.no_decay must be a list'),
+    ({'momentum': 0.9}, 'optimizer.momentum is not a known key'),
+    ({'weight_decay': None}, 'optimizer.weight_decay is missing'),
 ])
 def test_bad_settings(change, message):
     settings = {k: v for k, v in {**SETTINGS, **change}.items() if v is not None}
@@ -111,5 +111,5 @@ def test_bad_settings(change, message):
 
 
 def test_a_frozen_model_is_refused():
-    with pytest.raises(ValueError, match="no trainable parameter"):
+    with pytest.raises(ValueError, match='no trainable parameter'):
         create_optimizer(SETTINGS, nn.Linear(2, 2).requires_grad_(False))

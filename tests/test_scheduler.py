@@ -6,14 +6,14 @@ import pytest
 from scheduler import learning_rate
 from tests.reference import load_json
 
-TASKS = ["Pretrain", "NLVR_pretrain", "NLVR", "Retrieval_coco", "Retrieval_flickr", "VQA"]
-SCHEDULE = {"sched": "cosine", "lr": 1e-4, "epochs": 10, "min_lr": 1e-5, "warmup_lr": 2e-5, "warmup_epochs": 4}
+TASKS = ['Pretrain', 'NLVR_pretrain', 'NLVR', 'Retrieval_coco', 'Retrieval_flickr', 'VQA']
+SCHEDULE = {'sched': 'cosine', 'lr': 1e-4, 'epochs': 10, 'min_lr': 1e-5, 'warmup_lr': 2e-5, 'warmup_epochs': 4}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize('task', TASKS)
 def test_every_official_row(task):
-    schedular = load_json("official_configs")[task]["schedular"]
-    rows = load_json("learning_rates")[task]["rows"]
+    schedular = load_json('official_configs')[task]['schedular']
+    rows = load_json('learning_rates')[task]['rows']
     assert len(rows) >= 10
     for epoch, iteration, expected in rows:
         actual = learning_rate(schedular, epoch, iteration)
@@ -21,8 +21,8 @@ def test_every_official_row(task):
 
 
 def test_no_warmup_starts_at_the_peak():
-    schedular = {**SCHEDULE, "warmup_epochs": 0}
-    del schedular["warmup_lr"]
+    schedular = {**SCHEDULE, 'warmup_epochs': 0}
+    del schedular['warmup_lr']
     assert [learning_rate(schedular, 0, i) for i in (0, 1, 100, 5000)] == [1e-4] * 4
 
 
@@ -40,23 +40,23 @@ def test_the_cosine_ends_and_stays_at_the_minimum():
 
 
 def test_decay_and_cooldown_change_nothing():
-    changed = {**SCHEDULE, "decay_rate": 0.1, "cooldown_epochs": 3}
+    changed = {**SCHEDULE, 'decay_rate': 0.1, 'cooldown_epochs': 3}
     for epoch, iteration in [(0, 0), (0, 250), (3, 0), (9, 7), (10, 0), (25, 0)]:
         assert learning_rate(changed, epoch, iteration) == learning_rate(SCHEDULE, epoch, iteration)
 
 
-MISSING = [("lr", 0), ("warmup_epochs", 0), ("warmup_lr", 0), ("min_lr", 1), ("epochs", 1)]
+MISSING = [('lr', 0), ('warmup_epochs', 0), ('warmup_lr', 0), ('min_lr', 1), ('epochs', 1)]
 
 
-@pytest.mark.parametrize("key, epoch", MISSING)
+@pytest.mark.parametrize('key, epoch', MISSING)
 def test_a_missing_key_is_named(key, epoch):
     schedular = {k: v for k, v in SCHEDULE.items() if k != key}
-    with pytest.raises(ValueError, match=rf"schedular\.{key} is missing"):
+    with pytest.raises(ValueError, match=rf'schedular\.{key} is missing'):
         learning_rate(schedular, epoch, 0)
 
 
 def test_other_schedules_and_words_are_refused():
     with pytest.raises(ValueError, match="schedular.sched is 'step'"):
-        learning_rate({**SCHEDULE, "sched": "step"}, 0, 0)
-    with pytest.raises(ValueError, match="schedular.lr must be a number"):
-        learning_rate({**SCHEDULE, "lr": "fast"}, 0, 0)
+        learning_rate({**SCHEDULE, 'sched': 'step'}, 0, 0)
+    with pytest.raises(ValueError, match='schedular.lr must be a number'):
+        learning_rate({**SCHEDULE, 'lr': 'fast'}, 0, 0)
