@@ -1,0 +1,49 @@
+"""How hard the batches were: similarity of neighbours in them, against any two examples of the epoch.
+
+Legend: N examples of a batch, E embedding.
+"""
+
+import torch
+
+from utils import distributed
+
+
+class BatchSimilarity:
+    """Mean image-text cosine similarity of neighbours in the batches of an epoch, and of random pairs.
+
+    Neighbours are consecutive examples of a batch, the image of one with the text of the other, both ways round: what
+    GRIT's chain puts next to each other. Random pairs are all pairs of different examples of the epoch; their mean follows
+    from the sums of all features, so it costs O(N E) a batch and is exact. Nothing waits for the device until `epoch`.
+    """
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.sums = None  # [2 + 2E]: neighbours' similarities, own pairs' similarities, image features, text features
+        self.adjacent = self.count = 0
+
+    def update(self, image_feat, text_feat):
+        """image_feat, text_feat: [N, E], normalised, in the order of the batch."""
+        image_feat, text_feat = image_feat.double(), text_feat.double()
+        neighbours = (image_feat[:-1] * text_feat[1:]).sum() + (text_feat[:-1] * image_feat[1:]).sum()
+        own = (image_feat * text_feat).sum()
+        row = torch.cat([torch.stack([neighbours, own]), image_feat.sum(dim=0), text_feat.sum(dim=0)])
+        self.sums = row if self.sums is None else self.sums.to(row.device) + row
+        self.adjacent += 2 * (len(image_feat) - 1)
+        self.count += len(image_feat)
+
+    def epoch(self):
+        """(similarity of neighbours, of random pairs) over the epoch and all ranks (a collective)."""
+        counts = self.sums.new_tensor([self.adjacent, self.count])
+        sums = distributed.all_reduce_sum(torch.cat([counts, self.sums]))
+        adjacent, count, neighbours, own = sums[:4].tolist()
+        image_sum, text_sum = sums[4:].chunk(2)
+        random_pairs = (image_sum @ text_sum).item() - own
+        return neighbours / max(adjacent, 1), random_pairs / max(count * (count - 1), 1)
+
+    def state_dict(self):
+        return {'sums': None if self.sums is None else self.sums.cpu(), 'adjacent': self.adjacent, 'count': self.count}
+
+    def load_state_dict(self, state):
+        self.sums, self.adjacent, self.count = state['sums'], state['adjacent'], state['count']

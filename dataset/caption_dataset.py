@@ -1,0 +1,42 @@
+"""Image-caption pairs for pre-training."""
+
+import os
+
+import torch
+
+from dataset.annotations import load_annotations
+from dataset.text import pre_caption
+from dataset.training_set import TrainingSet, collate_common, image_key, require_images, tokenize
+from dataset.transforms import TrainTransform
+
+MAX_WORDS = 30
+MAX_TOKENS = 25  # [CLS] included
+
+
+class PretrainDataset(TrainingSet):
+    """Rows {image, caption}; of several captions one is drawn at each visit.
+
+    A batch: image [B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, image_key [B] int64.
+    """
+
+    def __init__(self, config, tokenizer, seed):
+        table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
+        super().__init__(table, seed, config['on_bad_image'])
+        self.root, self.tokenizer = config['image_root'], tokenizer
+        self.transform = TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'])
+        require_images(table, lambda row: [self.path(row)])
+
+    def path(self, row):
+        return os.path.join(self.root, row['image'])
+
+    def example(self, index, rng):
+        row = self.table[index]
+        captions = row['caption']
+        caption = captions[rng.integers(len(captions))] if len(captions) > 1 else captions[0]
+        return {'image': self.transform(self.path(row), rng), 'caption': pre_caption(caption, MAX_WORDS),
+                'image_key': image_key(row['image'])}
+
+    def collate(self, examples):
+        return collate_common(examples) | {
+            'text': tokenize(self.tokenizer, [example['caption'] for example in examples], MAX_TOKENS),
+            'image_key': torch.tensor([example['image_key'] for example in examples])}

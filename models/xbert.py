@@ -1,0 +1,297 @@
+"""BERT whose upper layers also attend to an image (or, in a decoder, to the states of a question).
+
+Legend: R rows of text, L tokens, D width, H heads, d = D / H, V vocabulary;
+B memories (images) of S states (1 + patches), each Dm wide.
+
+The names of the parameters are those of Hugging Face's BERT, with `crossattention` added to the layers from
+`fusion_layer` on, so that BERT, ALBEF and GRIT-VLP weights load as they are.
+
+What the upper layers attend to is projected to keys and values *once* by `BertModel.project`, and every row of text says
+which of the B memories it reads (`memory_index`). A pre-training step runs four rows of text against each image; projecting
+the image again for each row, as is usual, is a seventh of all its operations.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# Keys of BERT's own configuration files that say nothing about the computation here.
+IGNORED = ('architectures', 'model_type', 'concat_layer', 'type', 'transformers_version', 'position_embedding_type',
+           'use_cache', 'classifier_dropout', 'gradient_checkpointing', 'unk_token_id', '_name_or_path', 'add_cross_attention')
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT; the defaults are bert-base-uncased with ALBEF's six text and six fusion layers."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = 'gelu'
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    vocab_size: int = 30522
+    pad_token_id: int = 0
+    fusion_layer: int = 6
+    encoder_width: int = 768
+
+    @classmethod
+    def from_mapping(cls, mapping):
+        """Build from a configuration mapping. ValueError names what is unknown or does not fit together."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(mapping) - known - set(IGNORED))
+        if unknown:
+            raise ValueError(f'bert_config: unknown key {unknown[0]!r}; known are {", ".join(sorted(known))}')
+        config = cls(**{key: value for key, value in mapping.items() if key in known})
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(f'bert_config: hidden_size {config.hidden_size} must be a multiple of num_attention_heads '
+                             f'{config.num_attention_heads}')
+        if not 0 <= config.fusion_layer <= config.num_hidden_layers:
+            raise ValueError(f'bert_config: fusion_layer {config.fusion_layer} must lie between 0 and num_hidden_layers '
+                             f'{config.num_hidden_layers}')
+        if config.hidden_act != 'gelu':
+            raise ValueError(f'bert_config: hidden_act {config.hidden_act!r} is not supported, only gelu is')
+        return config
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type (always 0), normalised."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.register_buffer('position_ids', torch.arange(config.max_position_embeddings)[None])
+
+    def forward(self, input_ids, start=0):  # [R, L] -> [R, L, D]
+        end = start + input_ids.shape[1]
+        if end > self.position_ids.shape[1]:
+            raise ValueError(f'a text of {end} tokens is longer than the position table (max_position_embeddings: '
+                             f'{self.position_ids.shape[1]}); cut the text or use a larger table')
+        embeds = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        embeds = embeds + self.position_embeddings(self.position_ids[:, start:end])
+        return self.dropout(self.LayerNorm(embeds))
+
+
+class Projections(nn.Module):
+    """The query, key and value maps of one attention."""
+
+    def __init__(self, width, memory_width):
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(memory_width, width)
+        self.value = nn.Linear(memory_width, width)
+
+
+class AddAndNorm(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual): the end of every block of BERT."""
+
+    def __init__(self, width_in, config):
+        super().__init__()
+        self.dense = nn.Linear(width_in, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, residual):
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the text itself, or over memories that were projected before."""
+
+    def __init__(self, config, memory_width):
+        super().__init__()
+        self.self = Projections(config.hidden_size, memory_width)
+        self.output = AddAndNorm(config.hidden_size, config)
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+
+    def _heads(self, x):  # [B, S, D] -> [B, H, S, d]
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def project(self, states):
+        """Keys and values of what is attended to: [B, S, Dm] -> two of [B, H, S, d]."""
+        return self._heads(self.self.key(states)), self._heads(self.self.value(states))
+
+    def forward(self, hidden, key, value, mask=None):
+        """Attend from hidden [R, L, D] to key and value [R, H, S, d], or [B, H, S, d] with R = r x B.
+
+        In the second case rows b*r ... b*r + r-1 read memory b, and `mask` must be None: the queries of a memory are
+        laid one behind the other, so that nothing is copied.
+        mask: bool, True = may be attended to, broadcastable to [R, H, L, S].
+        """
+        rows, length, _ = hidden.shape
+        query = self._heads(self.self.query(hidden))  # [R, H, L, d]
+        shared = key.shape[0] != rows
+        if shared:
+            assert mask is None and rows % key.shape[0] == 0, (rows, key.shape)
+            query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)  # [B, H, r*L, d]
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
+                                                 dropout_p=self.dropout if self.training else 0.)
+        if shared:
+            context = context.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # [R, H, L, d]
+        return self.output(context.transpose(1, 2).flatten(2), hidden)  # [R, L, D]
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden):
+        return F.gelu(self.dense(hidden))
+
+
+class Layer(nn.Module):
+    """Self-attention, attention to a memory where the layer has it, feed-forward."""
+
+    def __init__(self, config, has_memory):
+        super().__init__()
+        self.attention = Attention(config, config.hidden_size)
+        if has_memory:
+            self.crossattention = Attention(config, config.encoder_width)
+        self.intermediate = Intermediate(config)
+        self.output = AddAndNorm(config.intermediate_size, config)
+
+    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None):
+        """hidden [R, L, D] -> the same; memory: (key, value), each [B or R, H, S, d]; past: earlier tokens' (key, value)."""
+        key, value = self.attention.project(hidden)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        hidden = self.attention(hidden, key, value, mask)
+        if memory is not None:
+            hidden = self.crossattention(hidden, *memory, memory_mask)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, i >= config.fusion_layer) for i in range(config.num_hidden_layers))
+
+
+class BertModel(nn.Module):
+    """The stack of layers: the first `fusion_layer` ones read text alone, the others text and a memory."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.grad_checkpointing = False
+
+    def project(self, states):
+        """Project B memories once for all layers that read them.
+
+        states: [B, S, Dm], an image's patches or a question's tokens.
+        Returns one (key, value) a fusion layer, each [B, H, S, d].
+        """
+        return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer:]]
+
+    def forward(self, input_ids=None, attention_mask=None, mode='multi_modal', hidden=None, memory=None,
+                memory_index=None, memory_mask=None, causal=False):
+        """Run the layers that `mode` names.
+
+        input_ids: [R, L], needed by 'text' and 'multi_modal'; hidden: [R, L, D], needed by 'fusion'.
+        attention_mask: [R, L], 1 = token, 0 = padding.
+        mode: 'text' (the first layers), 'fusion' (the others, from `hidden`), 'multi_modal' (all).
+        memory: what `project` returned. memory_index: [R], the memory each row reads; None = row r reads memory r, or,
+        with R = r x B rows, every r consecutive rows read the next memory. memory_mask: [B, S], 1 = may be read.
+        causal: a token sees itself and earlier ones only (decoder).
+        Returns [R, L, D].
+        """
+        first, last = {'text': (0, self.config.fusion_layer),
+                       'fusion': (self.config.fusion_layer, self.config.num_hidden_layers),
+                       'multi_modal': (0, self.config.num_hidden_layers)}[mode]
+        if hidden is None:
+            hidden = self.embeddings(input_ids)
+        mask = attention_mask[:, None, None].bool()  # [R, 1, 1, L]
+        if causal:
+            mask = mask & mask.new_ones(hidden.shape[1], hidden.shape[1]).tril()  # [R, 1, L, L]
+        if memory_mask is not None:
+            memory_mask = memory_mask[:, None, None].bool()  # [B, 1, 1, S]
+            if memory_index is not None:
+                memory_mask = memory_mask.index_select(0, memory_index)
+
+        for i in range(first, last):
+            layer_memory = memory[i - self.config.fusion_layer] if i >= self.config.fusion_layer else None
+            if layer_memory is not None and memory_index is not None:
+                layer_memory = [states.index_select(0, memory_index) for states in layer_memory]
+            arguments = (hidden, mask, layer_memory, memory_mask)
+            if self.grad_checkpointing and self.training:
+                hidden = checkpoint(self.encoder.layer[i], *arguments, use_reentrant=False)
+            else:
+                hidden = self.encoder.layer[i](*arguments)
+        return hidden
+
+
+class PredictionTransform(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden):
+        return self.LayerNorm(F.gelu(self.dense(hidden)))
+
+
+class Predictions(nn.Module):
+    """Scores of all words; the weight is the word embedding's, the bias stands under two names in the state dict."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.transform = PredictionTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = self.decoder.bias
+
+    def forward(self, hidden):  # [..., D] -> [..., V]
+        return self.decoder(self.transform(hidden))
+
+
+class PredictionHead(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.predictions = Predictions(config)
+
+    def forward(self, hidden):
+        return self.predictions(hidden)
+
+
+class BertWithHead(nn.Module):
+    """BERT and a head that scores words: the masked-language model of pre-training, the answer decoder of VQA."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.bert = BertModel(config)
+        self.cls = PredictionHead(config)
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+
+def init_bert(module, std):
+    """BERT's initialisation: normal weights, zero biases, padding's embedding zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+            if part.padding_idx is not None:
+                nn.init.zeros_(part.weight[part.padding_idx].detach())
+
+
+def create_bert(config, head=False):
+    """A BertModel, or with `head` a BertWithHead, at random weights."""
+    model = BertWithHead(config) if head else BertModel(config)
+    init_bert(model, config.initializer_range)
+    return model
