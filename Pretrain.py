@@ -11,12 +11,12 @@ twice, and the hardest negatives in a mini-batch are really hard.
 import time
 
 import torch
-from dataset.samplers import EpochPlan, PositionSampler
 
 from dataset.batch_similarity import BatchSimilarity
 from dataset.caption_dataset import PretrainDataset
 from dataset.grit import GritCollector
 from dataset.loader import EpochBatches, create_loader
+from dataset.samplers import EpochPlan, PositionSampler
 from dataset.training_set import BadImages
 from dataset.warmstart import kept_order
 from models import create_model
@@ -26,7 +26,7 @@ from optim import create_optimizer, set_learning_rate
 from scheduler import learning_rate
 from utils import distributed
 from utils.arguments import add_flag, create_parser
-from utils.checkpoint import STEP_FILE, Run, epoch_file, find_run, finish_epoch, resume_run, save_run, unwrap
+from utils.checkpoint import STEP_FILE, Run, complete_epoch, find_run, resume_run, save_run, unwrap
 from utils.log import Averages, Progress, append_log, say, start_log, write_log
 from utils.setup import autocast, check_vocabulary, optimize, start, to_device
 
@@ -79,13 +79,20 @@ def collect(collector, batch, image_feat, text_feat):
 
 
 def plan_next_epoch(epoch, plan, collector, config, args):
-    """Group what the epoch collected and lay out the order of `epoch`: GRIT's, or a random one."""
+    """Group what the last epoch collected and lay out the order of `epoch`: GRIT's, or a random one.
+
+    Returns the seconds that grouping took over the last epoch.
+    """
+    grouping_seconds = 0.
     if config['sampler'] == 'grit' and epoch >= config['grit_from_epoch']:
-        plan.start_grit(epoch, collector.finish(), across_ranks=args.mini_batch_shuffle_across_gpu,
+        grouped = collector.finish()
+        grouping_seconds = collector.grouping_seconds
+        plan.start_grit(epoch, grouped, across_ranks=args.mini_batch_shuffle_across_gpu,
                         gather=distributed.all_gather_tensors)
     else:
         plan.start_random(epoch, gather=distributed.all_gather_tensors)
     collector.begin_epoch(epoch)
+    return grouping_seconds
 
 
 @torch.no_grad()
@@ -153,8 +160,8 @@ def main(argv=None):
             'collector': GritCollector(config['queue_size'], config['search_space'], args.seed, rank),
             'bad_images': BadImages(args.output_dir, len(dataset))}
 
-    def save(run, path=None):
-        save_run(path or f'{args.output_dir}/{STEP_FILE}', 'pretrain', run, model, optimizer, config, kept)
+    def save(run):
+        save_run(f'{args.output_dir}/{STEP_FILE}', 'pretrain', run, model, optimizer, config, kept)
 
     if resume_from:
         run = resume_run(resume_from, 'pretrain', model, optimizer, config, kept)
@@ -176,19 +183,15 @@ def main(argv=None):
         sim_neighbour, sim_random = kept['similarity'].epoch()
         record = {'epoch': epoch, 'train_lr': lr, **{f'train_{k}': v for k, v in kept['averages'].epoch().items()},
                   'train_sim_neighbour': sim_neighbour, 'train_sim_random': sim_random}
-        plan_next_epoch(epoch + 1, plan, kept['collector'], config, args)
+        grouping_seconds = plan_next_epoch(epoch + 1, plan, kept['collector'], config, args)
         kept['averages'].reset()
         kept['similarity'].reset()
         kept['bad_images'].write()
 
-        run = Run(epoch + 1, 0, None, [*run.records, record], run.started)
-        save(run, epoch_file(args.output_dir, epoch))
-        finish_epoch(args.output_dir, config['keep_checkpoints'])
-        write_log(args.output_dir, run.records)
+        run = complete_epoch(args.output_dir, 'pretrain', run, record, model, optimizer, config, kept)
         seconds = time.perf_counter() - began
         say('  '.join(f'{k} {v:.6g}' for k, v in record.items()))
-        say(f'epoch {epoch} took {seconds:.1f} s, of which grouping {kept["collector"].grouping_seconds / seconds:.2%}; '
-            + MAJORITY_ITM)
+        say(f'epoch {epoch} took {seconds:.1f} s, of which grouping {grouping_seconds / seconds:.2%}; {MAJORITY_ITM}')
     distributed.close()
 
 

@@ -143,11 +143,15 @@ def open_annotations(file: str) -> Iterator[BinaryIO]:
         yield handle
 
 
-def read_rows(handle: BinaryIO, file: str) -> Iterator[object]:
-    """Each row of an opened annotation file as `json` decodes it; ValueError if it cannot be, or if there is none."""
+def read_rows(handle: BinaryIO, file: str, lines: bool | None = None) -> Iterator[object]:
+    """Each row of an opened annotation file as `json` decodes it; ValueError if it cannot be, or if there is none.
+
+    lines: whether it is JSON Lines; by default its name tells.
+    """
+    lines = file.endswith('.jsonl') if lines is None else lines
     handle.seek(0)
     stream = open(handle.fileno(), encoding='utf-8-sig', newline='\n', closefd=False)
-    rows = _json_lines(stream, file) if file.endswith('.jsonl') else _json_list(stream, file)
+    rows = _json_lines(stream, file) if lines else _json_list(stream, file)
     count = 0
     try:
         for row in rows:

@@ -1,6 +1,7 @@
 """Checkpoints: a file is the whole run, written beside its place and moved there, and found again after any crash."""
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import torch
 
 from utils import distributed
-from utils.log import say
+from utils.log import say, write_log
 from utils.seeding import rng_state, set_rng_state
 
 STEP_FILE = 'checkpoint_step.pth'
+BEST_FILE = 'checkpoint_best.pth'
 
 
 @dataclass
@@ -29,11 +31,12 @@ class Run:
     started: float = field(default_factory=time.time)
 
 
-def save_run(path, task, run, model, optimizer, config, parts):
+def save_run(path, task, run, model, optimizer, config, parts, best=False):
     """Write the checkpoint of a run that stands at (run.epoch, run.step). A collective: all ranks call it, rank 0 writes.
 
     parts: {name: object with state_dict()}, each rank's own state (sampler, queues, averages); the states of the random
-    generators are added. `epoch` in the file is the epoch last trained on, complete or not, as officially.
+    generators are added. best: keep the file as checkpoint_best.pth, too. `epoch` in the file is the epoch last trained on,
+    complete or not, as officially.
     """
     states = distributed.gather_objects({'rng': rng_state()} | {name: part.state_dict() for name, part in parts.items()})
     if distributed.is_main():
@@ -41,18 +44,29 @@ def save_run(path, task, run, model, optimizer, config, parts):
             'model': unwrap(model).state_dict(), 'optimizer': optimizer.state_dict(),
             'lr_scheduler': dict(config['schedular']), 'config': config,
             'epoch': run.epoch if run.step else run.epoch - 1, 'position': [run.epoch, run.step],
-            'task': task, 'best': run.best, 'records': run.records, 'started': run.started, 'ranks': states})
+            'task': task, 'best': run.best, 'records': run.records, 'started': run.started, 'ranks': states}, best)
     distributed.barrier()
 
 
-def write_checkpoint(path, content):
-    """torch.save to a temporary file, flushed to the disk, then moved into place: a reader never sees half a file."""
+def write_checkpoint(path, content, best=False):
+    """torch.save to a temporary file, flushed to the disk, then moved into place: a reader never sees half a file.
+
+    best: checkpoint_best.pth becomes the same file first, so that a crash between the two cannot leave an older best.
+    """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.tmp')
     with open(temporary, 'wb') as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+    if best:
+        twin = temporary.with_suffix('.best')
+        twin.unlink(missing_ok=True)
+        try:
+            os.link(temporary, twin)
+        except OSError:  # a file system without links
+            shutil.copyfile(temporary, twin)
+        os.replace(twin, path.with_name(BEST_FILE))
     os.replace(temporary, path)
 
 
@@ -60,10 +74,23 @@ def epoch_file(folder, epoch):
     return Path(folder, f'checkpoint_{epoch:02d}.pth')
 
 
-def finish_epoch(folder, keep):
-    """After an epoch's checkpoint is written: drop the one inside the epoch, and all but the `keep` newest epochs (rank 0)."""
-    if not distributed.is_main():
-        return
+def complete_epoch(folder, task, run, record, model, optimizer, config, parts, figure=None):
+    """Close epoch `run.epoch`: its checkpoint, its line in log.txt, files that it makes superfluous (a collective).
+
+    record: the line of log.txt. figure: the validation figure, larger is better; where it is the best so far,
+    checkpoint_best.pth is this epoch's. Returns the Run at the beginning of the next epoch.
+    """
+    is_best = figure is not None and (run.best is None or figure > run.best)
+    after = Run(run.epoch + 1, 0, figure if is_best else run.best, [*run.records, record], run.started)
+    save_run(epoch_file(folder, run.epoch), task, after, model, optimizer, config, parts, is_best)
+    if distributed.is_main():
+        drop_superfluous(folder, config['keep_checkpoints'])
+    write_log(folder, after.records)
+    return after
+
+
+def drop_superfluous(folder, keep):
+    """Delete the checkpoint inside an epoch that is complete now, and all but the `keep` newest epochs' (None: keep all)."""
     Path(folder, STEP_FILE).unlink(missing_ok=True)
     numbered = sorted(Path(folder).glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     for path in numbered[:-keep] if keep else []:
