@@ -112,7 +112,7 @@ class Progress:
 def start_log(folder):
     """A fresh run's log.txt: that of an earlier run in the folder is kept beside it under a number (rank 0)."""
     path = Path(folder, 'log.txt')
-    if distributed.is_main() and path.exists():
+    if distributed.is_main() and path.exists() and path.stat().st_size:
         number = 1
         while (kept := Path(folder, f'log.{number}.txt')).exists():
             number += 1

@@ -1,0 +1,35 @@
+"""What tests share: the ids of the tiny reference models, a small demo world, and a checkpoint pre-trained on it."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def tiny_tokenizer():
+    """The ids that the tiny reference models were made with; `create_model` reads nothing else of a tokenizer."""
+    return SimpleNamespace(pad_token_id=0, cls_token_id=2, mask_token_id=3)
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    """The folder of a small demo world: 62 training scenes, so that batches never divide them."""
+    from dataset.shapes import make_world
+    folder = tmp_path_factory.mktemp('world')
+    make_world(folder, 0, {'train': 62, 'val': 12, 'test': 13})
+    return folder
+
+
+@pytest.fixture(scope='session')
+def pretrained(world, tmp_path_factory):
+    """The path of a checkpoint that Pretrain.py wrote after two tiny epochs."""
+    import Pretrain
+    from tests.tiny import arguments
+    output = tmp_path_factory.mktemp('pretrained')
+    Pretrain.main(arguments('pretrain', world, output))
+    return output / 'checkpoint_01.pth'

@@ -1,0 +1,181 @@
+"""The pre-training model against the official figures, and what we promise about its operations."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import create_model, losses
+from tests.helpers import check_gradients, reference_model, tensor, text
+from tests.reference import load_json, load_reference
+
+LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
+
+
+def run_reference(tokenizer, **settings):
+    model, reference = reference_model('pretrain', 'pretrain', tokenizer, **settings)
+    model.mask_tokens = lambda ids: (tensor(reference['masked_ids']), tensor(reference['mlm_labels']))
+    texts = text(reference['input_ids'], reference['attention_mask'])
+    return model, reference, tensor(reference['image']), texts
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_losses_features_and_gradients_are_the_official_ones(tiny_tokenizer, checkpointing):
+    model, reference, image, texts = run_reference(tiny_tokenizer, grad_checkpointing=checkpointing)
+    if checkpointing:  # it works in training mode only; without dropout that is the same computation
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.
+            elif hasattr(module, 'dropout') and isinstance(module.dropout, float):
+                module.dropout = 0.
+    out = model(image, texts)
+    for name in LOSSES:
+        assert out[name].item() == pytest.approx(float(reference[name]), rel=1e-5)
+    for name in ('image_feat', 'text_feat'):
+        assert not out[name].requires_grad
+        torch.testing.assert_close(out[name], tensor(reference[name]), atol=1e-5, rtol=1e-5)
+    sum(out[name] for name in LOSSES).backward()
+    check_gradients(model, reference)
+
+
+def test_bf16_keeps_contrast_and_losses_in_float32(tiny_tokenizer):
+    model, reference, image, texts = run_reference(tiny_tokenizer)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = model(image, texts)
+    for name in LOSSES:
+        assert out[name].dtype == torch.float32
+        assert out[name].item() == pytest.approx(float(reference[name]), rel=0.05)
+    assert out['image_feat'].dtype == torch.float32
+    assert torch.allclose(out['image_feat'].norm(dim=1), torch.ones(6), atol=1e-6)
+
+
+def test_hardest_negatives_do_not_underflow(tiny_tokenizer):
+    """At a temperature of 0.001 softmax weights are 0 for most candidates; the raw similarities still tell them apart."""
+    feat = F.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    sim = feat @ feat.t() / 0.001
+    expected = (feat @ feat.t()).fill_diagonal_(-2).argmax(dim=1)
+    own = losses.negative_mask(feat)
+    assert torch.equal(losses.hardest_negatives(sim, own), expected)
+    drawn = torch.stack([losses.sampled_negatives(sim, own) for _ in range(20)])
+    assert (drawn != torch.arange(16)).all()
+
+
+def test_equal_captions_and_images_can_be_excluded(tiny_tokenizer):
+    ids = torch.tensor([[2, 5], [2, 5], [2, 6], [2, 7]])
+    images = torch.tensor([10, 11, 12, 10])
+    excluded = losses.negative_mask(ids, ids, images)
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = expected[0, 3] = expected[3, 0] = True
+    assert torch.equal(excluded, expected)
+    same = torch.zeros(4, 2, dtype=torch.int64)
+    assert torch.equal(losses.negative_mask(same, same), torch.eye(4, dtype=torch.bool))  # falls back to the own pair only
+
+
+def test_masking_asks_words_only_and_as_often_as_configured(tiny_tokenizer):
+    model, reference = reference_model('pretrain', 'pretrain', tiny_tokenizer, mlm_probability=0.3)
+    torch.manual_seed(0)
+    ids = torch.randint(4, 130, (400, 25))
+    ids[:, 0], ids[:, -5:] = 2, 0
+    masked, labels = model.mask_tokens(ids)
+    asked = labels != -100
+    assert not asked[:, 0].any() and not asked[:, -5:].any()
+    words = asked[:, 1:-5]
+    assert words.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(labels[asked], ids[asked]) and torch.equal(masked[~asked], ids[~asked])
+    assert (masked[asked] == 3).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (masked[asked] == ids[asked]).float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_batch_without_asked_words_has_no_masked_loss(tiny_tokenizer):
+    model, reference, image, texts = run_reference(tiny_tokenizer)
+    model.mask_tokens = lambda ids: (ids, torch.full_like(ids, -100))
+    out = model(image, texts)
+    assert out['loss_mlm'].item() == 0
+    sum(out[name] for name in LOSSES).backward()
+    assert model.text_encoder.cls.predictions.transform.dense.weight.grad.abs().max() == 0
+
+
+def test_the_temperature_is_clamped_in_place(tiny_tokenizer):
+    model, reference, image, texts = run_reference(tiny_tokenizer)
+    with torch.no_grad():
+        model.temp.fill_(3.)
+    model(image, texts)
+    assert model.temp.item() == 0.5
+
+
+def test_consistency_and_negatives_are_options(tiny_tokenizer):
+    full = run_reference(tiny_tokenizer)
+    plain = run_reference(tiny_tokenizer, consistency_weight=0, itm_negatives='sampled')
+    out, without = full[0](*full[2:]), plain[0](*plain[2:])
+    sims = losses.similarities(out['image_feat'], out['text_feat'], full[0].temp)
+    consistency = losses.consistency_loss(*sims)
+    assert out['loss_itc'].item() == pytest.approx((without['loss_itc'] + 0.2 * consistency).item(), rel=1e-6)
+    assert torch.isfinite(without['loss_itm'])
+
+
+def test_a_step_takes_fewer_operations_than_the_official_one(monkeypatch):
+    """71.1 GFLOP a pair officially, forward, ViT-B/16 at 256 px, 16 tokens (2 a multiply-add, attention as products)."""
+    official = load_json('official_configs')
+    config = {key: official['Pretrain'][key] for key in ('image_res', 'vision_width', 'embed_dim', 'temp', 'mlm_probability')}
+    tokenizer = SimpleNamespace(pad_token_id=0, cls_token_id=101, mask_token_id=103)
+    # Tensors without values take no memory and no time; only autocast does not know their device.
+    monkeypatch.setattr(losses, 'similarities', lambda image, text, temp: (image @ text.t() / temp, text @ image.t() / temp))
+    with torch.device('meta'):
+        model = create_model('pretrain', config | {'bert_config': official['config_bert']}, tokenizer).eval()
+        pairs = 4
+        ids = torch.full((pairs, 16), 200)
+        image = torch.zeros(pairs, 3, 256, 256)
+        texts = SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
+        asked = torch.arange(pairs * 15)  # at most every word is asked
+        model.mask_tokens = lambda x: (x, _Labels(x, asked))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(image, texts)
+    print(counter.get_total_flops() / pairs)
+    assert counter.get_total_flops() / pairs <= 0.86 * 71.1e9
+
+
+class _Labels:
+    """Labels of a tensor without values, where `nonzero` cannot count: every word but [CLS] is asked."""
+
+    def __init__(self, ids, asked):
+        self.flatten = ids.flatten
+        self.asked = asked
+
+    def __ne__(self, other):
+        return SimpleNamespace(flatten=lambda: SimpleNamespace(nonzero=lambda: self.asked[:, None]))
+
+
+def test_negatives_are_picked_without_waiting_for_the_device(monkeypatch, tiny_tokenizer):
+    """One wait a forward, for the number of asked words; none in choosing negatives or after."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        waits = ()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+                self.waits += (function.name(),)
+            return function(*args, **(kwargs or {}))
+
+    model, reference, image, texts = run_reference(tiny_tokenizer)
+    with Count() as count:
+        model(image, texts)
+    assert count.waits == ('aten::nonzero',)
+
+
+def test_unknown_or_unfitting_settings_are_refused(tiny_tokenizer):
+    config = load_reference('pretrain')['config']
+    with pytest.raises(ValueError, match='vision_width 48 must equal vit.embed_dim 32'):
+        create_model('pretrain', config | {'vision_width': 48}, tiny_tokenizer)
+    with pytest.raises(ValueError, match='encoder_width 16 must equal'):
+        create_model('pretrain', config | {'bert_config': config['bert_config'] | {'encoder_width': 16}}, tiny_tokenizer)
+    with pytest.raises(ValueError, match="unknown key 'hiden_size'"):
+        create_model('pretrain', config | {'bert_config': config['bert_config'] | {'hiden_size': 16}}, tiny_tokenizer)
+    with pytest.raises(ValueError, match='multiple of vit.patch_size'):
+        create_model('pretrain', config | {'image_res': 65}, tiny_tokenizer)
+    with pytest.raises(ValueError, match='known are pretrain'):
+        create_model('pretraining', config, tiny_tokenizer)
