@@ -127,15 +127,14 @@ class Attention(nn.Module):
     def forward(self, hidden, key, value, mask=None):
         """Attend from hidden [R, L, D] to key and value [R, H, S, d], or [B, H, S, d] with R = r x B.
 
-        In the second case rows b*r ... b*r + r-1 read memory b, and `mask` must be None: the queries of a memory are
-        laid one behind the other, so that nothing is copied.
-        mask: bool, True = may be attended to, broadcastable to [R, H, L, S].
+        In the second case rows b*r ... b*r + r-1 read memory b: the queries of a memory are laid one behind the other, so
+        that nothing is copied. mask: bool, True = may be attended to, broadcastable to [R, H, L, S], there [B, 1, 1, S].
         """
         rows, length, _ = hidden.shape
         query = self._heads(self.self.query(hidden))  # [R, H, L, d]
         shared = key.shape[0] != rows
         if shared:
-            assert mask is None and rows % key.shape[0] == 0, (rows, key.shape)
+            assert rows % key.shape[0] == 0 and (mask is None or mask.shape[2] == 1), (rows, key.shape)
             query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)  # [B, H, r*L, d]
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
                                                  dropout_p=self.dropout if self.training else 0.)
@@ -164,9 +163,14 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config.intermediate_size, config)
 
-    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None):
-        """hidden [R, L, D] -> the same; memory: (key, value), each [B or R, H, S, d]; past: earlier tokens' (key, value)."""
+    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None, present=None):
+        """hidden [R, L, D] -> the same; memory: (key, value), each [B or R, H, S, d].
+
+        past: (key, value) of earlier tokens, each [R, H, T, d]; present: a list that takes those of `hidden`.
+        """
         key, value = self.attention.project(hidden)
+        if present is not None:
+            present.append((key, value))
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         hidden = self.attention(hidden, key, value, mask)
@@ -200,7 +204,7 @@ class BertModel(nn.Module):
         return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer:]]
 
     def forward(self, input_ids=None, attention_mask=None, mode='multi_modal', hidden=None, memory=None,
-                memory_index=None, memory_mask=None, causal=False):
+                memory_index=None, memory_mask=None, causal=False, past=None, present=None):
         """Run the layers that `mode` names.
 
         input_ids: [R, L], needed by 'text' and 'multi_modal'; hidden: [R, L, D], needed by 'fusion'.
@@ -209,16 +213,19 @@ class BertModel(nn.Module):
         memory: what `project` returned. memory_index: [R], the memory each row reads; None = row r reads memory r, or,
         with R = r x B rows, every r consecutive rows read the next memory. memory_mask: [B, S], 1 = may be read.
         causal: a token sees itself and earlier ones only (decoder).
+        past: of every layer (key, value) of T earlier tokens, each [R, H, T, d], which `hidden` continues and
+        `attention_mask` [R, T + L] counts; present: a list that takes what a later call can use as its past.
         Returns [R, L, D].
         """
         first, last = {'text': (0, self.config.fusion_layer),
                        'fusion': (self.config.fusion_layer, self.config.num_hidden_layers),
                        'multi_modal': (0, self.config.num_hidden_layers)}[mode]
+        start = past[0][0].shape[2] if past is not None else 0  # T
         if hidden is None:
-            hidden = self.embeddings(input_ids)
-        mask = attention_mask[:, None, None].bool()  # [R, 1, 1, L]
+            hidden = self.embeddings(input_ids, start)
+        mask = attention_mask[:, None, None].bool()  # [R, 1, 1, T + L]
         if causal:
-            mask = mask & mask.new_ones(hidden.shape[1], hidden.shape[1]).tril()  # [R, 1, L, L]
+            mask = mask & mask.new_ones(hidden.shape[1], mask.shape[3]).tril(start)  # [R, 1, L, T + L]
         if memory_mask is not None:
             memory_mask = memory_mask[:, None, None].bool()  # [B, 1, 1, S]
             if memory_index is not None:
@@ -228,7 +235,7 @@ class BertModel(nn.Module):
             layer_memory = memory[i - self.config.fusion_layer] if i >= self.config.fusion_layer else None
             if layer_memory is not None and memory_index is not None:
                 layer_memory = [states.index_select(0, memory_index) for states in layer_memory]
-            arguments = (hidden, mask, layer_memory, memory_mask)
+            arguments = (hidden, mask, layer_memory, memory_mask, past and past[i - first], present)
             if self.grad_checkpointing and self.training:
                 hidden = checkpoint(self.encoder.layer[i], *arguments, use_reentrant=False)
             else:
