@@ -103,7 +103,7 @@ KEYS = {
     'mlm_probability': _key(fraction, 0.5, 'P', MODEL),
     'consistency_weight': _key(nonnegative, 0.2, 'P', MODEL),
     'itm_negatives': _key(one_of('hard', 'sampled'), 'hard', 'P', MODEL),
-    'exclude_equal_negatives': _key(flag, False, 'P', MODEL),
+    'exclude_equal_negatives': _key(flag, False, 'PT', MODEL),
     'use_momentum': _key(flag, False, 'R', MODEL),
     'momentum': _key(fraction, 0.995, 'RNV', MODEL),
     'distill': _key(flag, False, 'RNV', MODEL),
@@ -227,6 +227,8 @@ def resolve(task, config, source='config'):
     if task == 'pretrain':
         resolved['train_epochs'] = resolved['train_epochs'] or resolved['schedular']['epochs']
         check_pretrain(resolved, source)
+    if task == 'nlvr_pretrain' and resolved['batch_size'] < 3:
+        raise ValueError(f'{source}: batch_size must be at least 3: a text is shown with two images of other pairs')
     unused = [name for name in config if not KEYS[name].read_by(task)]
     return resolved, unused
 

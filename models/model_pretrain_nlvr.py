@@ -1,0 +1,83 @@
+"""Text assignment: pre-training for two images. Which of the two is a caption about: the first, the second, neither?
+
+Legend: B pairs, L tokens, P image tokens (1 + patches), D width, E embedding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import losses
+from models.two_images import create_two_image_bert, project_pairs
+from models.vit import create_vit
+from models.xbert import BertConfig
+
+FIRST, SECOND, NEITHER = range(3)
+TEMP = 0.07  # of the images' similarities; nothing here trains a temperature
+
+
+class TextAssignmentModel(nn.Module):
+    """ALBEF's encoders with doubled fusion layers, and a head of three answers.
+
+    config: see `create_model`; nothing is read of the tokenizer. `temp`, `text_proj` and `vision_proj` come from
+    pre-training and are not trained; they stay in the state dict, as officially.
+    """
+
+    def __init__(self, config, tokenizer):
+        super().__init__()
+        self.visual_encoder = create_vit(config['image_res'], config['vit'])
+        bert_config = BertConfig.from_mapping(config['bert_config'])
+        self.text_encoder = create_two_image_bert(bert_config)
+        self.vision_proj = nn.Linear(config['vision_width'], config['embed_dim']).requires_grad_(False)
+        self.text_proj = nn.Linear(bert_config.hidden_size, config['embed_dim']).requires_grad_(False)
+        self.temp = nn.Parameter(torch.tensor(TEMP), requires_grad=False)
+        self.ta_head = nn.Linear(bert_config.hidden_size, 3)
+
+        self.exclude_equal_negatives = config['exclude_equal_negatives']
+        self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
+        self.text_encoder.grad_checkpointing = config['grad_checkpointing']
+
+    def forward(self, image, text, image_key=None):
+        """The loss of one batch.
+
+        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two pairs
+        show the same image (read only with `exclude_equal_negatives`).
+        """
+        image_embeds = self.visual_encoder(image)  # [B, P, Dv]
+        weights = self.similarity_weights(image_embeds, text.input_ids, image_key)
+        first, second, labels = self.draw_assignment(weights)  # [B]
+        memory = project_pairs(self.text_encoder, image_embeds,
+                               lambda states: (states.index_select(0, first), states.index_select(0, second)))
+        hidden = self.text_encoder(text.input_ids, text.attention_mask, memory=memory)  # [B, L, D]
+        return F.cross_entropy(self.ta_head(hidden[:, 0]).float(), labels)
+
+    @torch.no_grad()
+    def similarity_weights(self, image_embeds, input_ids, image_key=None):
+        """How likely each other image is to be a text's distractor: [B, P, Dv] -> [B, B], the own image's weight 0."""
+        feat = F.normalize(self.vision_proj(image_embeds[:, 0]).float(), dim=-1)  # [B, E]
+        keys = [] if not self.exclude_equal_negatives else [k for k in (input_ids, image_key) if k is not None]
+        sim, _ = losses.similarities(feat, feat, TEMP)
+        return sim.softmax(dim=1).masked_fill(losses.negative_mask(feat, *keys), 0.)
+
+    @torch.no_grad()
+    def draw_assignment(self, weights):
+        """Draw what each text is asked about.
+
+        weights: [B, B], how likely the images (columns) are to be distractors of each text (row); its own is never one.
+        Returns (first, second, labels), each [B] int64: the two images, and the answer, each of the three as likely: the own
+        image is the first, the second, or neither; then both are distractors, the second drawn from those that remain.
+        Draws from torch's default generator of the weights' device. ValueError below 3 pairs, where none could be drawn.
+        """
+        batch = len(weights)
+        if batch < 3:
+            raise ValueError(f'text assignment needs batches of at least 3 pairs, not {batch}: a text is shown with two images '
+                             'of other pairs')
+        own = torch.arange(batch, device=weights.device)
+        labels = torch.randint(3, (batch,), device=weights.device)
+        # A race of exponential clocks whose rates are the weights: the order in which they ring is a draw without replacement.
+        # Weights of 0 become the smallest that is none, so that a row without others still has two distractors.
+        race = weights.clamp(min=torch.finfo(weights.dtype).tiny) / torch.empty_like(weights).exponential_()
+        distractor, another = race.fill_diagonal_(-1.).topk(2, dim=1).indices.unbind(1)
+        first = torch.where(labels == FIRST, own, distractor)
+        second = torch.where(labels == SECOND, own, torch.where(labels == NEITHER, another, distractor))
+        return first, second, labels
