@@ -32,6 +32,15 @@ def learning_rate(schedular: Mapping[str, Any], epoch: int, iteration: int) -> f
     return _cosine(peak, _number(schedular, 'min_lr'), epoch, _number(schedular, 'epochs'))
 
 
+def distillation_weight(config: Mapping[str, Any], epoch: int, iteration: int, iterations: int) -> float:
+    """Return the weight of the momentum model's answers in the target of a step: `alpha` of the configuration.
+
+    With `warm_up` it rises in epoch 0 from 0 towards `alpha`, in equal parts over the epoch's `iterations`.
+    """
+    share = min(1.0, iteration / iterations) if config['warm_up'] and epoch == 0 else 1.0
+    return config['alpha'] * share
+
+
 def _warmup(schedular: Mapping[str, Any], peak: float, iteration: int) -> float:
     """The stair of epoch 0. The rate changes after the step of each 100th iteration, hence `iteration - 1`."""
     steps = _number(schedular, 'warmup_epochs')

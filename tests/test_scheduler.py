@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from scheduler import learning_rate
+from scheduler import distillation_weight, learning_rate
 from tests.reference import load_json
 
 TASKS = ['Pretrain', 'NLVR_pretrain', 'NLVR', 'Retrieval_coco', 'Retrieval_flickr', 'VQA']
@@ -60,3 +60,10 @@ def test_other_schedules_and_words_are_refused():
         learning_rate({**SCHEDULE, 'sched': 'step'}, 0, 0)
     with pytest.raises(ValueError, match='schedular.lr must be a number'):
         learning_rate({**SCHEDULE, 'lr': 'fast'}, 0, 0)
+
+
+def test_distillation_warms_up_in_epoch_0_only():
+    config = {'alpha': 0.4, 'warm_up': True}
+    assert [distillation_weight(config, 0, i, 4) for i in range(5)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert distillation_weight(config, 1, 0, 4) == 0.4
+    assert distillation_weight(config | {'warm_up': False}, 0, 0, 4) == 0.4
