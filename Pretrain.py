@@ -21,7 +21,7 @@ from dataset.training_set import BadImages
 from dataset.warmstart import kept_order
 from models import create_model
 from models.checkpoint import load_bert, load_deit, load_pretrain, model_state, read_checkpoint
-from models.tokenization_bert import create_tokenizer, has_weights
+from models.tokenization_bert import create_tokenizer
 from optim import create_optimizer, set_learning_rate
 from scheduler import learning_rate
 from utils import distributed
@@ -112,10 +112,7 @@ def initialise(model, args, config):
     if args.checkpoint:
         say(load_pretrain(model, model_state(read_checkpoint(args.checkpoint), args.checkpoint), args.checkpoint))
         return
-    if has_weights(args.text_encoder):
-        say(load_bert(model.text_encoder, args.text_encoder))
-    else:
-        say(f'text encoder: {args.text_encoder} holds no BERT weights, it starts at random')
+    say(load_bert(model.text_encoder, args.text_encoder))
     if config['init_deit']:
         say(load_deit(model.visual_encoder, config['init_deit'], config['vit']))
     else:

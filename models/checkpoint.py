@@ -130,20 +130,22 @@ def load_pretrain(model, state, source):
 
 
 def load_bert(text_encoder, name):
-    """Hugging Face BERT weights (hub name or folder) into a BertModel or BertWithHead; returns a Report.
+    """Hugging Face BERT weights (hub name or folder) into a BertModel or BertWithHead.
 
-    Layers that only this model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
+    Returns a Report, or a sentence where a folder holds a vocabulary only and the text encoder stays random. Layers that only this model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
     """
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
 
-    from models.tokenization_bert import unreachable
+    from models.tokenization_bert import weights_folder
+    folder = weights_folder(name)
+    if folder is None:
+        return f'text encoder: {name} holds no BERT weights, it starts at random'
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its own account of missing heads says nothing about this model
+    logging.disable_progress_bar()
     try:
-        theirs, account = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
-    except OSError as error:
-        raise FileNotFoundError(unreachable(name, 'weights', error)) from None
+        theirs, account = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
     missing = set(account['missing_keys'])

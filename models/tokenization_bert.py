@@ -8,6 +8,9 @@ from transformers import AutoConfig, BertTokenizerFast
 # Workers are forked processes; the library's own threads would only warn about that.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
+VOCABULARY = ('vocab.txt', 'tokenizer.json')
+WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+
 
 def create_tokenizer(name):
     """A Hugging Face tokenizer that emits `[CLS] X`.
@@ -15,32 +18,38 @@ def create_tokenizer(name):
     name: a hub name such as bert-base-uncased, or a folder with tokenizer files, of which `vocab.txt` alone is enough.
     Raises FileNotFoundError with the remedy where neither leads to a vocabulary.
     """
-    if os.path.isdir(name) and not any(os.path.exists(os.path.join(name, f)) for f in ('vocab.txt', 'tokenizer.json')):
-        raise FileNotFoundError(f'--text_encoder {name}: the folder holds no vocab.txt and no tokenizer.json')
-    try:
-        tokenizer = BertTokenizerFast.from_pretrained(name)
-    except OSError as error:
-        raise FileNotFoundError(unreachable(name, 'tokenizer', error)) from None
+    folder = local_folder(name, 'tokenizer', (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json'))
+    if not _holds(folder, VOCABULARY):  # a tokenizer of five special tokens would come back, without a word
+        raise FileNotFoundError(f'--text_encoder {name}: it holds no vocab.txt and no tokenizer.json')
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
     cls = tokenizer.cls_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)])
     return tokenizer
 
 
-def unreachable(name, what, error):
-    """The message for a hub name that could not be had, or a path that does not exist."""
-    reason = str(error).strip().split('\n')[0]
-    return (f'--text_encoder {name}: no such folder, and the {what} could not be had from the Hugging Face hub ({reason}); '
-            'give a folder with its files, or download it once where there is a network')
+def local_folder(name, what, files):
+    """The folder that a name stands for: itself, or the hub's files brought into the local cache (or found there)."""
+    if os.path.isdir(name):
+        return name
+    from huggingface_hub import snapshot_download
+    try:
+        return snapshot_download(name, allow_patterns=list(files))
+    except Exception as error:  # no network, no such name, not even a possible name: each has its own exception
+        reason = str(error).strip().split('\n')[0]
+        raise FileNotFoundError(f'--text_encoder {name}: no such folder, and the {what} could not be had from the Hugging Face '
+                                f'hub ({reason}); give a folder with its files, or download it once where there is a '
+                                'network') from None
 
 
-def has_weights(name):
-    """Whether a text encoder's weights are to be had under this name: a hub name, or a folder with a BERT's weights in it."""
+def weights_folder(name):
+    """A folder with a BERT's config.json and weights for a hub name or a folder; None for a folder that holds none."""
     if not os.path.isdir(name):
-        return True
-    return any(file.endswith('.safetensors') or file.startswith('pytorch_model') and file.endswith('.bin')
-               for file in os.listdir(name)) and _is_bert(name)
+        folder = local_folder(name, 'weights', ('config.json', WEIGHTS[0]))
+        return folder if _holds(folder, WEIGHTS[:1]) else local_folder(name, 'weights', ('config.json', WEIGHTS[1]))
+    has_weights = _holds(name, WEIGHTS) and _holds(name, ('config.json',))
+    return name if has_weights and AutoConfig.from_pretrained(name).model_type == 'bert' else None
 
 
-def _is_bert(folder):
-    return os.path.exists(os.path.join(folder, 'config.json')) and AutoConfig.from_pretrained(folder).model_type == 'bert'
+def _holds(folder, files):
+    return any(os.path.exists(os.path.join(folder, file)) for file in files)

@@ -1,0 +1,44 @@
+"""`[CLS] X` without `[SEP]`, as the official tokenizer emits it."""
+
+import pickle
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from models.tokenization_bert import create_tokenizer, weights_folder
+from tests.reference import load_json
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """bert-base-uncased's vocabulary as far as the reference texts need it: the other lines are words that never occur."""
+    words = [f'[never{i}]' for i in range(30522)]
+    for word, i in load_json('vocabulary').items():
+        words[i] = word
+    folder = tmp_path_factory.mktemp('vocabulary')
+    (folder / 'vocab.txt').write_text('\n'.join(words) + '\n', encoding='utf-8')
+    return folder
+
+
+def test_ids_are_the_official_ones(folder):
+    tokenizer = create_tokenizer(str(folder))
+    for row in load_json('tokens'):
+        assert tokenizer(row['text'], max_length=25, truncation=True).input_ids == row['ids'], row['text']
+
+
+def test_batches_are_padded_and_need_no_network(folder):
+    tokenizer = pickle.loads(pickle.dumps(create_tokenizer(str(folder))))  # as a spawned worker gets it
+    tokens = tokenizer(['a car', 'bus', ''], padding='longest', return_tensors='pt')
+    assert tokens.input_ids[:, 0].tolist() == [101] * 3
+    assert torch.equal(tokens.attention_mask.sum(dim=1), torch.tensor([3, 2, 1]))
+    assert tokenizer.pad_token_id == 0 and (tokens.input_ids[tokens.attention_mask == 0] == 0).all()
+    assert weights_folder(str(folder)) is None
+
+
+def test_what_cannot_be_had_says_so(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='it holds no vocab.txt'):
+        create_tokenizer(str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(FileNotFoundError, match='--text_encoder no/such-model: no such folder, and the tokenizer could'):
+        create_tokenizer('no/such-model')

@@ -1,0 +1,128 @@
+"""Weights from files: every key is taken, explained, or the load is refused."""
+
+import pytest
+import torch
+
+from models import create_model
+from models.checkpoint import load_bert, load_deit, load_pretrain, load_state, model_state, read_checkpoint
+from models.vit import create_vit, interpolate_pos_embed
+from models.xbert import BertConfig, create_bert
+from tests.helpers import reference_model, tensor
+from tests.reference import load_reference
+
+
+def test_position_embeddings_are_resized_as_officially():
+    reference = load_reference('pos_embed')
+    for grid in (24, 16, 7):
+        encoder = create_vit(grid * 16, {'embed_dim': 12, 'depth': 1, 'num_heads': 2})
+        resized = interpolate_pos_embed(tensor(reference['checkpoint']), encoder)
+        torch.testing.assert_close(resized, tensor(reference[f'to_{grid}']), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match='not a square grid'):
+        interpolate_pos_embed(torch.zeros(1, 12, 12), encoder)
+
+
+def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp_path):
+    """Momentum copies and 65,536-wide queues stay in the file, and the report says so; positions are resized."""
+    model, reference = reference_model('pretrain', 'pretrain', tiny_tokenizer)
+    state = model.state_dict()
+    albef = state | {key.replace('encoder.', 'encoder_m.', 1): value for key, value in state.items() if 'encoder.' in key}
+    albef |= {'image_queue': torch.zeros(16, 65536), 'text_queue': torch.zeros(16, 65536), 'queue_ptr': torch.zeros(1)}
+    del albef['text_encoder.bert.embeddings.position_ids']  # as newer libraries save
+    torch.save({'model': albef, 'epoch': 29}, tmp_path / 'albef.pth')
+    other = create_model('pretrain', reference['config'] | {'image_res': 96}, tiny_tokenizer)
+    report = load_pretrain(other, model_state(read_checkpoint(tmp_path / 'albef.pth'), 'albef.pth'), 'albef.pth')
+    assert report.resized == ['visual_encoder.pos_embed'] and report.new == []
+    assert 'image_queue' in report.left and 'visual_encoder_m' in str(report)
+    loaded = other.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state if key != 'visual_encoder.pos_embed')
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda state: state.pop('itm_head.weight'), 'f.pth does not fit this model: it lacks itm_head.weight'),
+    (lambda state: state.update({'cls_head.0.weight': torch.zeros(2)}), 'nothing here takes its cls_head.0.weight'),
+    (lambda state: state.update({'vision_proj.weight': torch.zeros(3, 4)}), r'it has vision_proj.weight \(3, 4\) instead of'),
+])
+def test_what_does_not_fit_is_refused_with_its_keys(tiny_tokenizer, change, message):
+    model, _ = reference_model('pretrain', 'pretrain', tiny_tokenizer)
+    state = dict(model.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        load_pretrain(model, state, 'f.pth')
+
+
+def test_files_without_weights_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='there is no such file'):
+        read_checkpoint(tmp_path / 'none.pth')
+    (tmp_path / 'half.pth').write_bytes(b'PK\x03\x04 half a file')
+    with pytest.raises(ValueError, match='not a readable checkpoint'):
+        read_checkpoint(tmp_path / 'half.pth')
+    with pytest.raises(ValueError, match='holds no model weights'):
+        model_state({'epoch': 3}, 'f.pth')
+
+
+@pytest.fixture(scope='module')
+def bert_folder(tmp_path_factory):
+    """A folder with a small random BERT as Hugging Face saves it: two layers, no head."""
+    from transformers import BertConfig as TheirConfig
+    from transformers import BertModel
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('bert')
+    BertModel(TheirConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                          max_position_embeddings=16, initializer_range=0.2)).save_pretrained(folder)
+    return folder
+
+
+def test_text_layers_equal_transformers_own(bert_folder):
+    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is reported."""
+    from transformers import BertModel
+    ours = create_bert(BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                  intermediate_size=64, max_position_embeddings=16, fusion_layer=2, encoder_width=8), head=True)
+    report = load_bert(ours, str(bert_folder))
+    assert any('crossattention' in key for key in report.new) and any(key.startswith('cls.') for key in report.new)
+    assert 'layers taken: 2 of 3' in str(report)
+    theirs = BertModel.from_pretrained(bert_folder, attn_implementation='eager').eval()
+    ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = mask[2, 2:] = 0
+    expected = theirs(ids, attention_mask=mask).last_hidden_state
+    found = ours.eval().bert(ids, mask, mode='text')
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_bert_of_another_width_is_refused(bert_folder):
+    other = create_bert(BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                   intermediate_size=64, max_position_embeddings=16, fusion_layer=1, encoder_width=8))
+    with pytest.raises(ValueError, match='embeddings.word_embeddings.weight .* instead of'):
+        load_bert(other, str(bert_folder))
+
+
+def test_deit_weights_from_a_file(tmp_path):
+    shape = {'patch_size': 16, 'embed_dim': 12, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 4}
+    source, target = create_vit(64, shape), create_vit(96, shape)
+    state = dict(source.state_dict()) | {'head.weight': torch.zeros(1000, 12), 'head.bias': torch.zeros(1000)}
+    torch.save({'model': state}, tmp_path / 'deit.pth')
+    report = load_deit(target, str(tmp_path / 'deit.pth'), shape)
+    assert report.resized == ['visual_encoder.pos_embed'] and len(report.left) == 2
+    assert torch.equal(target.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
+    assert 'starts at random' in load_deit(target, True, shape)
+    with pytest.raises(FileNotFoundError, match='init_deit: there is no file'):
+        load_deit(target, 'none.pth', shape)
+
+
+def test_deit_without_a_network_says_what_to_do(monkeypatch):
+    import timm
+
+    from models.vit import VIT_B_16
+
+    def offline(*args, **kwargs):
+        raise OSError('no network')
+    monkeypatch.setattr(timm, 'create_model', offline)
+    with pytest.raises(FileNotFoundError, match='init_deit=PATH'):
+        load_deit(None, True, VIT_B_16)
+
+
+def test_an_expected_absence_is_listed_not_hidden(tiny_tokenizer):
+    model, _ = reference_model('pretrain', 'pretrain', tiny_tokenizer)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith('itm_head')}
+    report = load_state(model, state, 'f.pth', new=('itm_head',))
+    assert report.new == ['itm_head.weight', 'itm_head.bias'] and 'itm_head (2 tensors)' in str(report)
