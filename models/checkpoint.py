@@ -129,6 +129,63 @@ def load_pretrain(model, state, source):
     return load_state(model, state, source, left=MOMENTUM)
 
 
+def double_fusion_layers(state, fusion_layer, layers):
+    """The layers of a text encoder for two images: with F = fusion_layer, layer l >= F becomes F + 2 (l - F) and the one after.
+
+    state: names without `bert.`; layers: how many there are once doubled. A state that has as many already, or one that does
+    not lead to as many, comes back as it is.
+    """
+    def layer(key):
+        match = re.match(r'text_encoder\.encoder\.layer\.(\d+)\.', key)
+        return int(match.group(1)) if match else -1
+
+    have = 1 + max(map(layer, state), default=-1)
+    if have == layers or fusion_layer + 2 * (have - fusion_layer) != layers:
+        return state
+    doubled = {}
+    for key, value in state.items():
+        old = layer(key)
+        first = fusion_layer + 2 * (old - fusion_layer)
+        for new in (first, first + 1) if old >= fusion_layer else (old,):
+            doubled[key.replace(f'.layer.{old}.', f'.layer.{new}.', 1)] = value
+    return doubled
+
+
+def load_two_images(model, state, source, new=()):
+    """A pre-training checkpoint, its fusion layers doubled, or one with doubled layers into a model of two images.
+
+    Other tasks' heads and momentum copies are left. new: see `load_state`.
+    """
+    config = model.text_encoder.config
+    momentum = [key for key in state if _explained(key, MOMENTUM)]
+    state = strip_bert({key: value for key, value in state.items() if key not in momentum})
+    doubled = double_fusion_layers(state, config.fusion_layer, config.num_hidden_layers)
+    report = load_state(model, doubled, source, new,
+                        left=(r'text_encoder\.cls\.', r'(itm|ta|cls)_head\.', r'temp$', r'(text|vision)_proj\.'))
+    report.left += momentum
+    if doubled is not state:
+        report.notes.append(f'each fusion layer, from {config.fusion_layer} on, stands for two: one for each image')
+    return report
+
+
+def load_text_assignment(model, state, source):
+    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of text assignment itself, into the text assignment model."""
+    return load_two_images(model, state, source, new=(r'ta_head\.',))
+
+
+def load_nlvr(model, state, source, head=False):
+    """Weights of text assignment, of pre-training or of NLVR2 itself into the NLVR2 model; its momentum copies follow them.
+
+    head: whether the file must have the classifier, too.
+    """
+    report = load_two_images(model, state, source, new=(*MOMENTUM, *([] if head else [r'cls_head\.'])))
+    if model.distill:
+        model.copy_momentum()
+        report.new = [key for key in report.new if not _explained(key, MOMENTUM)]
+        report.notes.append('momentum copies: of the weights after loading')
+    return report
+
+
 def load_bert(text_encoder, name):
     """Hugging Face BERT weights (hub name or folder) into a BertModel or BertWithHead.
 
