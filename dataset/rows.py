@@ -27,7 +27,7 @@ class BadRow(ValueError):
 
 def _path(value: object, name: str) -> str:
     if not isinstance(value, str) or not value:
-        raise BadRow(f"'{name}' must be the path of a picture, a non-empty string")
+        raise BadRow(f"'{name}' must be the path of an image, a non-empty string")
     return value
 
 
@@ -49,7 +49,7 @@ def _texts(value: object, name: str) -> list[str]:
 
 def _pair(value: object, name: str) -> list[str]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(path, str) and path for path in value):
-        raise BadRow(f"'{name}' must be a list of two paths, the left picture and the right one")
+        raise BadRow(f"'{name}' must be a list of two paths, the left image and the right one")
     return value
 
 
@@ -69,7 +69,7 @@ def _label(value: object, name: str) -> bool:
 
 def _vqa_source(value: object, name: str) -> str:
     if value not in ('vqa', 'vg'):
-        raise BadRow(f"""'{name}' must be "vqa" or "vg", which says under which root the picture lies""")
+        raise BadRow(f"""'{name}' must be "vqa" or "vg", which says under which root the image lies""")
     return value
 
 

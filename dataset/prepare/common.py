@@ -1,0 +1,162 @@
+"""What all subcommands share: reading releases, cleaning captions, writing rows, and the summary at the end."""
+import argparse
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from dataset.rows import open_annotations, read_rows
+
+MAX_WORDS = 200  # training reads the first 30; the rest of a page taken for a caption only costs memory
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
+EMOJI = re.compile('[\u2600-\u27bf\U0001f000-\U0001faff]')
+
+
+class Summary:
+    """Counts of one command. `print` shows them; a count that is 0 is left out."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.read: Counter = Counter()  # what came in
+        self.excluded: set[str] = set()  # paths of images that --exclude names
+        self.dropped: Counter = Counter()  # by reason
+        self.changed: Counter = Counter()  # kept, but not as it was
+        self.noted: Counter = Counter()  # kept as it was, worth knowing
+        self.written: list[str] = []
+
+    def print(self) -> None:
+        lines = [('read', f'{count:,} {what}') for what, count in self.read.items()]
+        if self.excluded:
+            lines.append(('excluded', f'{len(self.excluded):,} images named by --exclude'))
+        for name in ('dropped', 'changed', 'noted'):
+            lines += [(name, f'{count:,} x {what}') for what, count in getattr(self, name).most_common() if count]
+        lines += [('written', what) for what in self.written]
+        print(self.title)
+        for name, what in lines:
+            print(f'  {name:9} {what}')
+
+
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """A bar on a terminal, if it takes a second; elsewhere, as in a log file, one a minute."""
+    pause = {'delay': 1} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}
+    return tqdm(items, what, total, leave=False, smoothing=0.1, **pause)
+
+
+def load_json(path: str) -> Any:
+    """A release's JSON file as a whole; FileNotFoundError or ValueError in one sentence."""
+    with open_annotations(path) as handle:
+        try:
+            return json.loads(handle.readall().decode('utf-8-sig'))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}): download it again'
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} is not UTF-8 text ({error.reason}): download it again') from None
+
+
+def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:
+    """The items of a JSON list or of JSON Lines, one at a time."""
+    with open_annotations(path) as handle:
+        yield from read_rows(handle, path, lines)
+
+
+def need(mapping: Any, key: str, path: str, what: str) -> Any:
+    """`mapping[key]`, or a ValueError that says which file lacks it."""
+    if not isinstance(mapping, dict) or key not in mapping:
+        raise ValueError(f"{path} has no '{key}' where {what} has one: name the file that the release ships")
+    return mapping[key]
+
+
+def clean_caption(text: Any, summary: Summary) -> str | None:
+    """The caption on one line, at most MAX_WORDS words; None, counted, where there is none.
+
+    Line breaks, NUL, other control characters and halves of surrogate pairs become spaces. Emoji and every script stay.
+    """
+    if not isinstance(text, str):
+        summary.dropped['caption that is not a string'] += 1
+        return None
+    if CONTROL.search(text.strip()):
+        text = ' '.join(CONTROL.sub(' ', text).split())
+        summary.changed['caption with line breaks or control characters, now spaces'] += bool(text)
+    text = text.strip(' \t\r\n\0')
+    if not text:
+        summary.dropped['empty caption'] += 1
+        return None
+    words = text.split(maxsplit=MAX_WORDS)
+    if len(words) > MAX_WORDS:
+        text = ' '.join(words[:MAX_WORDS])
+        summary.changed[f'caption cut at {MAX_WORDS} words'] += 1
+    if EMOJI.search(text):
+        summary.noted['caption with emoji, kept'] += 1
+    return text
+
+
+def caption_rows(images: Iterable[tuple[str, list]], per_image: bool, summary: Summary) -> Iterator[dict]:
+    """Pre-training rows of (path, captions): one a caption, or one an image."""
+    for path, captions in images:
+        captions = [clean for caption in captions if (clean := clean_caption(caption, summary)) is not None]
+        if not captions:
+            summary.dropped['image without a caption'] += 1
+        elif per_image:
+            yield {'image': path, 'caption': captions}
+        else:
+            yield from ({'image': path, 'caption': caption} for caption in captions)
+
+
+def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
+    """Write rows as a JSON list, one a line, and move it to `path` when it is whole. None at all is a ValueError."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.tmp'
+    count, texts, images = 0, 0, set()
+    try:
+        with open(temporary, 'w', encoding='utf-8') as out:
+            for row in rows:
+                out.write(f'{"," if count else "["}\n{json.dumps(row)}')
+                count += 1
+                texts += len(row['caption']) if isinstance(row.get('caption'), list) else 1
+                images.update(row['images'] if 'images' in row else [row['image']])
+            out.write('\n]\n')
+        if not count:
+            summary.print()
+            raise ValueError(f'no row is left to write to {path}: see what was dropped or excluded')
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    summary.written.append(f'{path}: {count:,} rows, {texts:,} texts, {len(images):,} images')
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write beside the place, then move there."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as out:
+        json.dump(value, out, indent=1)
+    os.replace(temporary, path)
+
+
+def join(prefix: str, *parts: str) -> str:
+    """A image's path as it is written: with forward slashes, after `--image-prefix`."""
+    return '/'.join([prefix.rstrip('/') or '/', *parts] if prefix else parts)
+
+
+def add_common(parser: argparse.ArgumentParser, out: str, exclude: bool = True) -> None:
+    parser.add_argument('--out', required=True, metavar=out.split()[0], help=out)
+    parser.add_argument('--image-prefix', default='', metavar='DIR',
+                        help='put before each path, so that releases side by side share one image_root (such as coco)')
+    if exclude:
+        parser.add_argument('--exclude', nargs='+', default=[], metavar='FILE',
+                            help='leave out the images these files name: annotation files, Karpathy JSON (its val and '
+                                 'test images), COCO JSON, or text files with an image, COCO id or Flickr id a line')
+
+
+def add_per_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--one-row-per-image', action='store_true',
+                        help='all captions of an image in one row, one of which is drawn at each visit '
+                             '(default: a row for each caption)')
