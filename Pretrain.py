@@ -166,7 +166,7 @@ def main(argv=None):
         run = Run()
         start_log(args.output_dir)
         if args.index_warmstart:
-            plan.play(0, kept_order(args.output_dir), gather=distributed.all_gather_tensors)
+            plan.play(kept_order(args.output_dir), gather=distributed.all_gather_tensors)
         else:
             plan.start_random(0, gather=distributed.all_gather_tensors)
     write_log(args.output_dir, run.records)
