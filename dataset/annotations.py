@@ -130,6 +130,12 @@ class Annotations:
             return np.array(values, dtype=np.bool_ if types == {bool} else np.int64)
         return values
 
+    def holding(self, name: str) -> np.ndarray:
+        """Which rows have an optional field: [rows] bool, found without reading what the rows hold."""
+        batches = [batch for cache in self._caches for batch in _open_cache(cache, self.kind)]
+        ends = [_int64(batch.column(name).buffers()[1])[: batch.num_rows + 1] for batch in batches]
+        return np.concatenate([np.diff(some) > 0 for some in ends])
+
     def _position(self, index: int) -> int:
         index = operator.index(index)
         if not -self._length <= index < self._length:

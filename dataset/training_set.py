@@ -1,5 +1,6 @@
 """What every training set shares: an example's own randomness, and what happens when its image cannot be read."""
 
+import functools
 import hashlib
 import json
 import os
@@ -33,6 +34,20 @@ def tokenize(tokenizer, texts, max_length=None):
     tokens = tokenizer(texts, padding='longest', truncation=max_length is not None, max_length=max_length,
                        return_tensors='pt')
     return Text(tokens.input_ids, tokens.attention_mask)
+
+
+def tokenize_whole(tokenizer, texts, positions):
+    """Texts -> Text, padded to the longest; cut only where the model has no more `positions`, which is said once."""
+    text = tokenize(tokenizer, texts)
+    if text.input_ids.shape[1] <= positions:
+        return text
+    _say_cut(positions)
+    return Text(*(part[:, :positions] for part in text))
+
+
+@functools.cache
+def _say_cut(positions):
+    say(f'texts longer than {positions} tokens are cut there: bert_config.max_position_embeddings holds no more')
 
 
 class TrainingSet(Dataset):
@@ -131,8 +146,8 @@ def require_images(table, paths_of, key='image_root'):
     paths_of: row -> paths of its images.
     """
     sample = range(0, len(table), max(1, len(table) // 32))
-    paths = [path for i in sample for path in paths_of(table[i])]
-    if not any(os.path.exists(path) for path in paths):
-        file, row = table.source(sample[0])
-        raise FileNotFoundError(f'{file}, row {row}: there is no image {paths[0]}, nor any other of {len(paths)} looked for; '
+    found = [(i, path) for i in sample for path in paths_of(table[i])]
+    if found and not any(os.path.exists(path) for _, path in found):
+        file, row = table.source(found[0][0])
+        raise FileNotFoundError(f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked for; '
                                 f'set {key} to the folder that the annotations\' paths start from')

@@ -2,8 +2,9 @@
 
 import os
 
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, BertTokenizerFast
+from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
 # Workers are forked processes; the library's own threads would only warn about that.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -26,6 +27,16 @@ def create_tokenizer(name):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)])
     return tokenizer
+
+
+def pack_tokenizer(tokenizer):
+    """A tokenizer as plain values, for a checkpoint that is to be used where its vocabulary's files are not."""
+    return {'json': tokenizer.backend_tokenizer.to_str(), 'special_tokens': dict(tokenizer.special_tokens_map)}
+
+
+def unpack_tokenizer(packed):
+    """The tokenizer that `pack_tokenizer` packed."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
 
 
 def local_folder(name, what, files):
