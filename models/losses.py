@@ -13,10 +13,19 @@ def similarities(image_feat, text_feat, temp):
     image_feat, text_feat: [B, E], normalised. Returns sim_i2t, sim_t2i, each [B, B], divided by the temperature. In float32
     also under autocast.
     """
-    with torch.autocast(image_feat.device.type, enabled=False):
-        sim_i2t = image_feat @ text_feat.detach().t() / temp
-        sim_t2i = text_feat @ image_feat.detach().t() / temp
-    return sim_i2t, sim_t2i
+    return scaled_products(image_feat, text_feat.detach(), temp), scaled_products(text_feat, image_feat.detach(), temp)
+
+
+def scaled_products(queries, candidates, temp):
+    """Similarities of features [B, E] and [C, E], divided by the temperature: [B, C], in float32 also under autocast."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ candidates.t() / temp
+
+
+def same_image_targets(idx, candidate_idx):
+    """The distribution wanted of each row, even over the candidates that show its image: [B], [C] -> [B, C]."""
+    positive = (idx[:, None] == candidate_idx[None]).float()
+    return positive / positive.sum(dim=1, keepdim=True)
 
 
 def contrastive_loss(sim_i2t, sim_t2i, targets=None):

@@ -12,12 +12,6 @@ def copy_to_momentum(pairs):
     for module, copy in pairs:
         for parameter, followed in zip(copy.parameters(), module.parameters(), strict=True):
             parameter.copy_(followed)
-    freeze_momentum(pairs)
-
-
-def freeze_momentum(pairs):
-    """Exclude the copies from training, at whatever weights they have."""
-    for _, copy in pairs:
         copy.requires_grad_(False)
 
 

@@ -163,12 +163,15 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config.intermediate_size, config)
 
-    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None, present=None):
-        """hidden [R, L, D] -> the same; memory: (key, value), each [B or R, H, S, d].
+    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None, present=None, first_only=False):
+        """hidden [R, L, D] -> the same, with `first_only` its first token [R, 1, D].
 
+        memory: (key, value), each [B or R, H, S, d].
         past: (key, value) of earlier tokens, each [R, H, T, d]; present: a list that takes those of `hidden`.
         """
         key, value = self.attention.project(hidden)
+        if first_only:  # it still reads all tokens
+            hidden = hidden[:, :1]
         if present is not None:
             present.append((key, value))
         if past is not None:
@@ -204,7 +207,7 @@ class BertModel(nn.Module):
         return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer:]]
 
     def forward(self, input_ids=None, attention_mask=None, mode='multi_modal', hidden=None, memory=None,
-                memory_index=None, memory_mask=None, causal=False, past=None, present=None):
+                memory_index=None, memory_mask=None, causal=False, past=None, present=None, first_only=False):
         """Run the layers that `mode` names.
 
         input_ids: [R, L], needed by 'text' and 'multi_modal'; hidden: [R, L, D], needed by 'fusion'.
@@ -215,7 +218,8 @@ class BertModel(nn.Module):
         causal: a token sees itself and earlier ones only (decoder).
         past: of every layer (key, value) of T earlier tokens, each [R, H, T, d], which `hidden` continues and
         `attention_mask` [R, T + L] counts; present: a list that takes what a later call can use as its past.
-        Returns [R, L, D].
+        first_only: the last layer computes the first token alone, which is all that matching reads.
+        Returns [R, L, D], with `first_only` [R, 1, D].
         """
         first, last = {'text': (0, self.config.fusion_layer),
                        'fusion': (self.config.fusion_layer, self.config.num_hidden_layers),
@@ -235,7 +239,8 @@ class BertModel(nn.Module):
             layer_memory = memory[i - self.config.fusion_layer] if i >= self.config.fusion_layer else None
             if layer_memory is not None and memory_index is not None:
                 layer_memory = [states.index_select(0, memory_index) for states in layer_memory]
-            arguments = (hidden, mask, layer_memory, memory_mask, past and past[i - first], present)
+            arguments = (hidden, mask, layer_memory, memory_mask, past and past[i - first], present,
+                         first_only and i == last - 1)
             if self.grad_checkpointing and self.training:
                 hidden = checkpoint(self.encoder.layer[i], *arguments, use_reentrant=False)
             else:

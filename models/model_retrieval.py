@@ -1,0 +1,168 @@
+"""Image-text retrieval: contrast with a queue of momentum features, matching against sampled negatives.
+
+Legend: B pairs, L tokens, P image tokens (1 + patches), D width, E embedding, Q queue, C = B + Q candidates,
+NI images, NT texts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import losses, rerank
+from models.momentum import copy_to_momentum, update_momentum
+from models.vit import create_vit
+from models.xbert import BertConfig, create_bert
+from utils import distributed
+
+
+class RetrievalModel(nn.Module):
+    """ALBEF's encoders and heads, fine-tuned to find the texts of an image and the images of a text.
+
+    config: see `create_model`. With `use_momentum` momentum copies and a queue of their features add candidates to the
+    contrast; the copies start equal to the encoders, and follow them from whatever weights are loaded into either.
+    """
+
+    def __init__(self, config, tokenizer):
+        super().__init__()
+        self.bert_config = BertConfig.from_mapping(config['bert_config'])
+        self.visual_encoder, self.vision_proj, self.text_encoder, self.text_proj = self._encoders(config)
+        self.temp = nn.Parameter(torch.tensor(float(config['temp'])))
+        self.itm_head = nn.Linear(self.bert_config.hidden_size, 2)
+
+        self.use_momentum, self.momentum = config['use_momentum'], config['momentum']
+        self.distill = config['distill']
+        if self.use_momentum:
+            self.visual_encoder_m, self.vision_proj_m, self.text_encoder_m, self.text_proj_m = self._encoders(config)
+            self.copy_momentum()
+            size = config['queue_size']
+            self.register_buffer('image_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))  # [E, Q]
+            self.register_buffer('text_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))
+            self.register_buffer('idx_queue', torch.full((1, size), -100))  # no image's: noise is nobody's positive
+            self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.int64))
+        self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
+        self.text_encoder.grad_checkpointing = config['grad_checkpointing']
+
+    def _encoders(self, config):
+        return (create_vit(config['image_res'], config['vit']), nn.Linear(config['vision_width'], config['embed_dim']),
+                create_bert(self.bert_config), nn.Linear(self.bert_config.hidden_size, config['embed_dim']))
+
+    def momentum_pairs(self):
+        """[(module, its momentum copy)]"""
+        return [(getattr(self, name), getattr(self, f'{name}_m'))
+                for name in ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')]
+
+    def copy_momentum(self):
+        """Take the momentum copies, where there are any, from the weights as they are now."""
+        if self.use_momentum:
+            copy_to_momentum(self.momentum_pairs())
+
+    def forward(self, image, text, idx, alpha=0.):
+        """The losses of one batch; where gradients are enabled, momentum copies and queue go on by one step.
+
+        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; idx: [B] int64, equal where two pairs show
+        the same image. alpha: with `distill`, the weight of the momentum model's answers in the targets.
+        Returns a dict: loss_itc; loss_itm; itm_acc, the share of right answers in matching; no_negative, the number of pairs
+        that matching saw without negatives, as all of the batch shows their image.
+        """
+        image_embeds, image_feat = self.encode_image(image)  # [B, P, Dv], [B, E]
+        text_embeds, text_feat = self.encode_text(text.input_ids, text.attention_mask)  # [B, L, D], [B, E]
+
+        # Contrast (ITC): each against the batch, and with momentum against earlier batches' features, too.
+        if self.use_momentum:
+            sims = self.contrast_with_momentum(image, text, image_feat, text_feat, idx, alpha)
+        else:
+            targets = losses.same_image_targets(idx, idx)  # [B, B]
+            sims = *losses.similarities(image_feat, text_feat, self.temp), targets, targets
+        sim_i2t, sim_t2i, targets_i2t, targets_t2i = sims  # all [B, C]
+        loss_itc = (losses.soft_cross_entropy(sim_i2t, targets_i2t) + losses.soft_cross_entropy(sim_t2i, targets_t2i)) / 2
+
+        # Matching (ITM): each pair, its text with another image, and its image with another text.
+        batch = len(idx)
+        same_image = idx[:, None] == idx[None]  # [B, B]
+        no_negative = same_image.all(dim=1)  # [B]: these draw anything, which is not counted in the loss
+        excluded = same_image & ~no_negative[:, None]
+        with torch.no_grad():
+            other_image = losses.sampled_negatives(sim_t2i[:, :batch], excluded)  # [B]
+            other_text = losses.sampled_negatives(sim_i2t[:, :batch], excluded)
+        own, atts = torch.arange(batch, device=idx.device), text.attention_mask
+        fused = self.text_encoder(mode='fusion', first_only=True,
+                                  hidden=torch.cat([text_embeds, text_embeds, text_embeds[other_text]]),
+                                  attention_mask=torch.cat([atts, atts, atts[other_text]]),
+                                  memory=self.text_encoder.project(image_embeds),
+                                  memory_index=torch.cat([own, other_image, own]))  # [3B, 1, D]
+        matches = self.itm_head(fused[:, 0]).float()  # [3B, 2]
+        is_match = (torch.arange(3 * batch, device=idx.device) < batch).long()
+        counts = torch.cat([torch.ones_like(no_negative), ~no_negative, ~no_negative]).float()  # [3B]
+        loss_itm = (F.cross_entropy(matches, is_match, reduction='none') * counts).sum() / counts.sum()
+        right = (matches.detach().argmax(dim=1) == is_match) * counts
+        return {'loss_itc': loss_itc, 'loss_itm': loss_itm, 'itm_acc': right.sum() / counts.sum(),
+                'no_negative': no_negative.sum()}
+
+    def contrast_with_momentum(self, image, text, image_feat, text_feat, idx, alpha):
+        """Similarities with the momentum features of the batch and of the queue, and what they should be.
+
+        Returns sim_i2t, sim_t2i, targets_i2t, targets_t2i, all [B, C]; the batch's own candidates are the first B.
+        """
+        if torch.is_grad_enabled():  # else nothing is trained that could be followed
+            update_momentum(self.momentum_pairs(), self.momentum)
+        with torch.no_grad():
+            image_feat_m = feature(self.visual_encoder_m(image), self.vision_proj_m)  # [B, E]
+            text_feat_m = feature(self.text_encoder_m(text.input_ids, text.attention_mask, mode='text'), self.text_proj_m)
+            images = torch.cat([image_feat_m, self.image_queue.t()])  # [C, E]
+            texts = torch.cat([text_feat_m, self.text_queue.t()])
+            targets_i2t = targets_t2i = losses.same_image_targets(idx, torch.cat([idx, self.idx_queue[0]]))  # [B, C]
+            if self.distill:
+                sim_i2t_m = losses.scaled_products(image_feat_m, texts, self.temp)
+                sim_t2i_m = losses.scaled_products(text_feat_m, images, self.temp)
+                targets_i2t = alpha * sim_i2t_m.softmax(dim=1) + (1 - alpha) * targets_i2t
+                targets_t2i = alpha * sim_t2i_m.softmax(dim=1) + (1 - alpha) * targets_t2i
+        if torch.is_grad_enabled():
+            self.enqueue(image_feat_m, text_feat_m, idx)
+        return (losses.scaled_products(image_feat, texts, self.temp),
+                losses.scaled_products(text_feat, images, self.temp), targets_i2t, targets_t2i)
+
+    def encode_image(self, image):
+        """[B, 3, R, R] -> image_embeds [B, P, Dv], image_feat [B, E] normalised, in float32."""
+        image_embeds = self.visual_encoder(image)
+        return image_embeds, feature(image_embeds, self.vision_proj)
+
+    def encode_text(self, input_ids, attention_mask):
+        """Two of [B, L] -> text_embeds [B, L, D], text_feat [B, E] normalised, in float32."""
+        text_embeds = self.text_encoder(input_ids, attention_mask, mode='text')
+        return text_embeds, feature(text_embeds, self.text_proj)
+
+    @torch.no_grad()
+    def enqueue(self, image_feat, text_feat, idx):
+        """Put all ranks' features [B, E] and idx [B] in the queue, in place of the oldest.
+
+        Any batch fits: at the end of the queue it goes on at the beginning, and of more than Q only the last Q stay.
+        """
+        image_feat, text_feat, idx = (torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx))
+        size = self.idx_queue.shape[1]
+        places = (self.queue_ptr + torch.arange(len(idx), device=idx.device)) % size
+        kept = places[-size:]
+        self.image_queue[:, kept] = image_feat[-size:].t()
+        self.text_queue[:, kept] = text_feat[-size:].t()
+        self.idx_queue[:, kept] = idx[-size:]
+        self.queue_ptr.copy_((self.queue_ptr + len(idx)) % size)
+
+    @torch.no_grad()
+    def score_matrices(self, images, texts, k):
+        """Matching scores of the `k` best candidates by contrast of every image and of every text.
+
+        images: iterable of batches [b, 3, R, R]; texts: iterable of batches with `input_ids` and `attention_mask` [b, L].
+        Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU: the raw logit of "match", -100 where a pair was not scored. Dropout is
+        off. With several processes all call it alike, and each does its part; see `models.rerank` for the parts.
+        """
+        training = self.training
+        self.eval()
+        try:
+            encoded = rerank.encode(self, rerank.own_share(images), rerank.own_share(texts))
+            return rerank.rerank(self, encoded, encoded.similarities(), k)
+        finally:
+            self.train(training)
+
+
+def feature(embeds, projection):
+    """The normalised feature of the [CLS] token, in float32: [B, L, D] -> [B, E]."""
+    return F.normalize(projection(embeds[:, 0]).float(), dim=-1)
