@@ -13,7 +13,7 @@ from torch import nn
 
 from models import answer_ranking
 from models.checkpoint import load_state, strip_bert
-from models.momentum import copy_to_momentum, freeze_momentum, update_momentum
+from models.momentum import copy_to_momentum, update_momentum
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
 
@@ -40,7 +40,7 @@ class VQAModel(nn.Module):
         self.text_encoder.grad_checkpointing = self.text_decoder.bert.grad_checkpointing = config['grad_checkpointing']
         if self.distill:
             self.visual_encoder_m, self.text_encoder_m, self.text_decoder_m = self._parts(config)
-            freeze_momentum(self.momentum_pairs())
+            self.copy_momentum()
 
     def _parts(self, config):
         bert = self.bert_config
@@ -52,6 +52,10 @@ class VQAModel(nn.Module):
         """[(module, its momentum copy)]; none without `distill`."""
         names = ('visual_encoder', 'text_encoder', 'text_decoder') if self.distill else ()
         return [(getattr(self, name), getattr(self, f'{name}_m')) for name in names]
+
+    def copy_momentum(self):
+        """Take the momentum copies, where there are any, from the weights as they are now."""
+        copy_to_momentum(self.momentum_pairs())
 
     def forward(self, image, question, answer, k, weights, alpha=0.):
         """The loss of one batch: of each answer weight x the sum of its tokens' losses, divided by the number of questions.
@@ -136,7 +140,7 @@ def load_vqa(model, state, source):
         left.append(PARTS_M)
     report = load_state(model, state, source, new, left)
     if copied:
-        copy_to_momentum(model.momentum_pairs())
+        model.copy_momentum()
     report.notes += notes
     return report
 
