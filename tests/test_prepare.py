@@ -136,6 +136,16 @@ def test_cc3m_with_a_heading_and_bad_lines(tmp_path, capsys):
         'cc3m', write(tmp_path / 'bad.tsv', 'a\tb\nc\td\n'), '--images', tmp_path, '--out', tmp_path / 'b.json')
 
 
+def test_an_image_that_may_belong_to_several_rows_is_given_to_none(tmp_path, capsys):
+    urls = ['http://a.org/1/photo.jpg', 'http://a.org/2/photo.jpg', 'http://a.org/two.jpg', 'http://a.org/three.jpg']
+    tsv = write(tmp_path / 't.tsv', ''.join(f'caption {i}\t{url}\n' for i, url in enumerate(urls)))
+    for name in ('photo.jpg', 'a/two.jpg', 'b/two.jpg', 'three.jpg'):
+        jpeg(tmp_path / 'images' / name)
+    run('cc3m', tsv, '--images', tmp_path / 'images', '--out', tmp_path / 'out.json')
+    assert read(tmp_path / 'out.json') == [{'image': 'three.jpg', 'caption': 'caption 3'}]
+    assert '1 x name that several images share' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('layout', ['json', 'txt'])
 def test_sbu(tmp_path, capsys, layout):
     urls = [f'http://static.flickr.com/2723/{number}_b0f291553e.jpg' for number in (4385058960, 4385058961, 4385058962)]
@@ -334,6 +344,8 @@ def test_it_runs_as_a_module(tmp_path):
 
 @pytest.mark.parametrize(('text', 'message'), [
     ('', 'is not whole JSON'), ('{"images": [{"sentences"', 'is not whole JSON'), ('[1, 2]', "has no 'images'"),
+    ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
+    ('{"images": [], "annotations": [{"caption": "x"}]}', "has no 'image_id'"),
 ])
 def test_a_release_that_was_cut_is_refused(tmp_path, text, message):
     assert message in refuse('coco', write(tmp_path / 'captions_train2014.json', text), '--out', tmp_path)

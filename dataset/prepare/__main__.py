@@ -13,7 +13,7 @@ from dataset.prepare.web import add_web
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog='python -m dataset.prepare', description=__doc__.partition(': ')[2])
-    commands = result.add_subparsers(required=True, metavar='COMMAND')
+    commands = result.add_subparsers(required=True, metavar='COMMAND', dest='command')
     for add in (add_coco, add_vg, add_web, add_flickr30k, add_nlvr2, add_vqa, add_folder, add_check):
         add(commands)
     return result
@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         message = f'{error.filename}: {error.strerror}' if isinstance(error, OSError) and error.filename else error
         sys.exit(f'error: {message}')
+    except KeyError as error:  # of an entry deep in a release's file; what a whole file must have is checked by name
+        sys.exit(f'error: an entry of the {args.command} files has no {error}: download them again')
     except KeyboardInterrupt:
         sys.exit('interrupted')
 

@@ -103,14 +103,14 @@ def karpathy_images(data: dict, path: str, prefix: str, identity: str) -> list[I
 def coco_images(data: dict, path: str, prefix: str, identity: str) -> Iterable[Image]:
     images = {}
     for entry in need(data, 'images', path, 'captions_train2014.json'):
-        name = entry['file_name']
+        name = need(entry, 'file_name', path, 'an image of captions_train2014.json')
         # 2014: COCO_train2014_000000000009.jpg lies in train2014; 2017: only the address says where.
         folder = name.split('_')[1] if name.startswith('COCO_') else entry.get('coco_url', '/').split('/')[-2]
         images[entry['id']] = Image(join(prefix, *filter(None, [folder]), name), f'{identity}{entry["id"]}')
     for annotation in need(data, 'annotations', path, 'captions_train2014.json'):
-        need(annotation, 'caption', path, 'an annotation of captions_train2014.json')
+        caption = need(annotation, 'caption', path, 'an annotation of captions_train2014.json')
         if annotation['image_id'] in images:
-            images[annotation['image_id']].captions.append(annotation['caption'])
+            images[annotation['image_id']].captions.append(caption)
     return images.values()
 
 

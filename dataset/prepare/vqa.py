@@ -45,6 +45,7 @@ def run_vqa(args: argparse.Namespace) -> Summary:
         split = need(data, 'data_subtype', path, 'a questions file')
         if split not in FILES:
             raise ValueError(f"{path}: data_subtype '{split}' is none of {', '.join(FILES)}: name the files of VQA v2")
+        need_all(data['questions'], ('question', 'question_id', 'image_id'), path)
         rows = question_rows(data['questions'], split, annotations, args.image_prefix, exclusions, summary)
         write_rows(os.path.join(args.out, FILES[split]), rows, summary)
     if args.vg:
@@ -64,8 +65,16 @@ def read_files(paths: list[str]) -> tuple[list[tuple[str, dict]], dict[int, dict
             questions.append((path, data))
         else:
             rows = need(data, 'annotations', path, 'a questions or annotations file of VQA v2')
-            annotations.update((need(row, 'question_id', path, 'an annotation'), row) for row in rows)
+            need_all(rows, ('question_id', 'answers', 'multiple_choice_answer'), path)
+            annotations.update((row['question_id'], row) for row in rows)
     return questions, annotations
+
+
+def need_all(rows: list[dict], keys: Iterable[str], path: str) -> None:
+    """Whether the first row has what those of VQA v2 have: another release is told from it early."""
+    for row in rows[:1]:
+        for key in keys:
+            need(row, key, path, 'VQA v2')
 
 
 def question_rows(

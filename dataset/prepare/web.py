@@ -98,46 +98,67 @@ def read_sbu(paths: list[str]) -> list[tuple[str, str]]:
 
 def match_and_write(summary: Summary, pairs: list[tuple[str, str]], args: argparse.Namespace) -> Summary:
     summary.read['captions and addresses'] = len(pairs)
-    find = finder(args.images, args.naming, pairs, summary)
-    rows = matched_rows(pairs, find, Exclusions(args.exclude), args.image_prefix, summary)
+    images = find_images(args.images, args.naming, pairs, summary)
+    rows = matched_rows(pairs, images, Exclusions(args.exclude), args.image_prefix, summary)
     write_rows(args.out, rows, summary)
     return summary
 
 
 def matched_rows(
-    pairs: list[tuple[str, str]], find: Callable, exclusions: Exclusions, prefix: str, summary: Summary
+    pairs: list[tuple[str, str]], images: dict[int, str], exclusions: Exclusions, prefix: str, summary: Summary
 ) -> Iterator[dict]:
     for row, (url, caption) in enumerate(progress(pairs, 'rows')):
-        path = find(row, url) if url else None
         if not url:
             summary.dropped['line without an address'] += 1
-        elif path is None:
+        elif row not in images:
             summary.dropped['image not in the download folder'] += 1
-        elif exclusions.names(path, flickr_id=flickr_id(url)):
-            summary.excluded.add(path)
+        elif exclusions.names(images[row], flickr_id=flickr_id(url)):
+            summary.excluded.add(images[row])
         elif (clean := clean_caption(caption, summary)) is not None:
-            yield {'image': join(prefix, path), 'caption': clean}
+            yield {'image': join(prefix, images[row]), 'caption': clean}
 
 
-def finder(folder: str, naming: str, pairs: list, summary: Summary) -> Callable[[int, str], str | None]:
-    """(row, address) -> path of its image under `folder`, or None."""
-    files = {stem_of(path): path for path in image_files(folder)}
-    summary.read['images in the download folder'] = len(files)
+def find_images(folder: str, naming: str, pairs: list[tuple[str, str]], summary: Summary) -> dict[int, str]:
+    """{row: path of its image under `folder`} of the rows whose image is there, and is no other row's too."""
+    files = unambiguous_files(folder, summary)
     tables = sorted(glob.glob(os.path.join(glob.escape(folder), '**', '*.parquet'), recursive=True))
     if naming == 'table' or naming == 'auto' and tables:
         keys = keys_by_address(tables)
-        summary.title += ', images found by the table of the download'
-        return lambda row, url: files.get(keys.get(url))
-    if naming == 'auto':
-        fits = {name: sum(any(stem in files for stem in stems(row, url)) for row, (url, _) in enumerate(pairs))
-                for name, stems in NAMINGS.items()}
-        naming = max(fits, key=fits.get)
-        if not fits[naming]:
-            raise ValueError(f'no image in {folder} is named after a row or an address: name the folder of the images '
-                             f'with --images; it may hold other folders')
-    summary.title += f', images found by {naming}'
-    stems = NAMINGS[naming]
-    return lambda row, url: next((files[stem] for stem in stems(row, url) if stem in files), None)
+        candidates = {'the table of the download': lambda row, url: [keys[url]] if url in keys else []}
+    else:
+        candidates = NAMINGS if naming == 'auto' else {naming: NAMINGS[naming]}
+    matches = {name: match(pairs, files, stems) for name, stems in candidates.items()}
+    best = max(matches, key=lambda name: len(matches[name]))
+    if not matches[best]:
+        raise ValueError(f'no image in {folder} is named after a row or an address: name the folder of the images '
+                         f'with --images, and how they are named with --naming')
+    summary.title += f', images found by {best}'
+    return matches[best]
+
+
+def unambiguous_files(folder: str, summary: Summary) -> dict[str, str]:
+    """{stem: path} of the images below `folder`, without stems that several files share."""
+    files: dict[str, str] = {}
+    shared = set()
+    for path in progress(image_files(folder), 'images'):
+        summary.read['images in the download folder'] += 1
+        if files.setdefault(stem_of(path), path) != path:
+            shared.add(stem_of(path))
+    summary.dropped['name that several images share'] = len(shared)
+    return {stem: path for stem, path in files.items() if stem not in shared}
+
+
+def match(pairs: list[tuple[str, str]], files: dict[str, str], stems: Callable) -> dict[int, str]:
+    """{row: path}; a file that the addresses of several rows lay claim to is given to none of them."""
+    owner: dict[str, str] = {}
+    found, contested = {}, set()
+    for row, (url, _) in enumerate(pairs):
+        stem = next((stem for stem in stems(row, url) if stem in files), None) if url else None
+        if stem is not None:
+            found[row] = stem
+            if owner.setdefault(stem, url) != url:
+                contested.add(stem)
+    return {row: files[stem] for row, stem in found.items() if stem not in contested}
 
 
 def keys_by_address(tables: list[str]) -> dict[str, str]:
