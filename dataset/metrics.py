@@ -18,8 +18,6 @@ from dataset.vqa_eval import vqa_accuracy, vqa_accuracy_per_question
 
 __all__ = ['nlvr_consistency', 'retrieval_recall', 'vqa_accuracy', 'vqa_accuracy_per_question']
 
-NOT_SCORED = -100.0  # what the score matrices hold for pairs outside the first k_test candidates
-NEVER = sys.maxsize  # the rank of a candidate that is not found
 ROWS = 1024  # queries ranked at a time: bounds the memory to a few [1024, M] masks
 
 
@@ -33,8 +31,8 @@ def retrieval_recall(
 
     Ties: the candidate with the higher number comes first, in every row. That is the official ranking, an ascending
     argsort read backwards, wherever its sort is stable; elsewhere the official result depends on the machine. Equal
-    scores everywhere so give chance, not 0 or 100. A candidate at -100 was not scored and is never found, though
-    officially it could still take a place behind the scored ones.
+    scores everywhere so give chance, not 0 or 100. A candidate at -100 was not scored; it takes a place behind those
+    that were, as officially, which matters where fewer than ten are scored.
 
     Raises ValueError for shapes that do not fit, NaN scores, images without a text and texts without an image.
     """
@@ -97,7 +95,7 @@ def _right_candidates(right: Mapping[int, Sequence[int]], queries: int, candidat
 
 
 def _ranks(scores: Tensor, right: Tensor) -> Tensor:
-    """How many candidates come before the best right one, NEVER where none was scored: [N, M], [N, C] -> [N]."""
+    """How many candidates come before the best right one: [N, M], [N, C] -> [N]."""
     right = right.to(scores.device)
     parts = zip(scores.split(ROWS), right.split(ROWS), strict=True)
     return torch.cat([_ranks_of_some(some, its_right) for some, its_right in parts])
@@ -105,13 +103,12 @@ def _ranks(scores: Tensor, right: Tensor) -> Tensor:
 
 def _ranks_of_some(scores: Tensor, right: Tensor) -> Tensor:
     own = scores.gather(1, right.clamp(min=0))  # [N, C]
-    found = (right >= 0) & (own != NOT_SCORED)
-    own = own.masked_fill(~found, -torch.inf)
+    own = own.masked_fill(right < 0, -torch.inf)
     best = own.max(dim=1, keepdim=True).values  # [N, 1]
     number = right.masked_fill(own != best, -1).max(dim=1, keepdim=True).values  # [N, 1], the first of equal ones
     candidates = torch.arange(scores.shape[1], device=scores.device)
     before = (scores > best) | ((scores == best) & (candidates > number))  # [N, M]
-    return torch.where(found.any(dim=1), before.sum(dim=1), NEVER)
+    return before.sum(dim=1)
 
 
 def _recall(ranks: Tensor) -> dict[str, float]:

@@ -121,12 +121,28 @@ def _explained(key, patterns):
 
 
 # Momentum copies and queues of ALBEF's pre-training; GRIT-VLP has none.
-MOMENTUM = (r'[a-z_]+_m\.', r'(image|text|idx)_queue$', r'queue_ptr$', r'ptr_queue$')
+QUEUE = (r'(image|text|idx)_queue$', r'queue_ptr$', r'ptr_queue$')
+MOMENTUM = (r'[a-z_]+_m\.', *QUEUE)
 
 
 def load_pretrain(model, state, source):
     """A pre-training checkpoint of ours, of GRIT-VLP or of ALBEF into the pre-training model."""
     return load_state(model, state, source, left=MOMENTUM)
+
+
+def load_retrieval(model, state, source):
+    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of retrieval itself, into the retrieval model.
+
+    A queue in the file is dropped: it may be of another width, and its numbers are those of another data set's images.
+    """
+    queue = {key: value for key, value in state.items() if _explained(key, QUEUE)}
+    state = strip_bert({key: value for key, value in state.items() if key not in queue})
+    report = load_state(model, state, source, new=MOMENTUM, left=(*MOMENTUM, r'text_encoder(_m)?\.cls\.'))
+    report.left += queue
+    if 'image_queue' in queue and model.use_momentum:
+        report.notes.append(f'the queue of the file, {queue["image_queue"].shape[1]} features, is dropped: it starts anew, '
+                            f'with {model.image_queue.shape[1]}')
+    return report
 
 
 def double_fusion_layers(state, fusion_layer, layers):

@@ -146,6 +146,7 @@ KEYS = {
     'init_deit': _key(flag_or_path, True, 'P'),
     # evaluation
     'k_test': _key(count0, _by_task(retrieval=128, vqa=128), 'RV'),
+    'keep_embeds': _key(one_of('device', 'cpu'), 'device', 'R'),
     # output
     'print_freq': _key(count, 50),
     'save_every': _key(optional(count), None),
@@ -227,6 +228,8 @@ def resolve(task, config, source='config'):
     if task == 'pretrain':
         resolved['train_epochs'] = resolved['train_epochs'] or resolved['schedular']['epochs']
         check_pretrain(resolved, source)
+    if task == 'retrieval':
+        check_retrieval(resolved, source)
     if task == 'nlvr_pretrain' and resolved['batch_size'] < 3:
         raise ValueError(f'{source}: batch_size must be at least 3: a text is shown with two images of other pairs')
     unused = [name for name in config if not KEYS[name].read_by(task)]
@@ -240,6 +243,8 @@ def model_settings(task, config):
     _refuse_unknown(settings['vit'], SECTIONS['vit'], 'config', 'vit.')
     settings['vit'] = _fill(task, settings['vit'], SECTIONS['vit'], 'config', 'vit.')
     _complete_model(settings, 'config')
+    if task == 'retrieval':
+        check_retrieval(settings)
     return settings
 
 
@@ -316,6 +321,12 @@ def check_pretrain(config, source='config'):
             near = f'{below} or {below + remedy}' if below else f'{remedy}'
             raise ValueError(f'{source}: {large} {config[large]} must be a multiple of {small} {config[small]}; take {near} '
                              f'(queue_size {queue}, search_space {space} and batch_size {batch} are per process)')
+
+
+def check_retrieval(config, source='config'):
+    """Distillation needs the momentum copies: they are its teachers."""
+    if config['distill'] and not config['use_momentum']:
+        raise ValueError(f'{source}: distill: true needs the momentum model: set use_momentum: true, or distill: false')
 
 
 def require_files(paths):

@@ -1,6 +1,7 @@
 """The beginning of every script: processes, configuration, seeds, output folder, and the model on its device."""
 
 import os
+from contextlib import contextmanager
 
 import torch
 
@@ -68,6 +69,18 @@ def compile_layers(model):
 def autocast(device, config):
     """The context of a forward pass: bfloat16 products with `precision: bf16`, nothing with fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config['precision'] == 'bf16')
+
+
+@contextmanager
+def one_thread(device):
+    """Compute in one thread where the device is the CPU: a product's last bits depend on how many threads share it."""
+    threads = torch.get_num_threads()
+    if device.type == 'cpu':
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def optimize(loss, model, optimizer, config):
