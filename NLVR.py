@@ -66,12 +66,15 @@ def judge(model, dataset, loader, config, device):
     Returns the logits of (false, true) in the order of the rows, [n, 2], on the CPU of every rank.
     """
     model.eval()
-    index, logits = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2)]
+    index, logits, bad = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2)], []
     for batch in loader:
         with autocast(device, config):
             answers = unwrap(model)(batch['images'].to(device), batch['text'].to(device))
         index.append(batch['index'])
         logits.append(answers.cpu())
+        bad += batch['bad']
+    for words in sum(distributed.gather_objects(bad) or [], []):
+        say(words)
     index, logits = (torch.cat(distributed.all_gather_tensors(torch.cat(parts))) for parts in (index, logits))
     assert len(index) == len(dataset)
     return logits[index.argsort()]

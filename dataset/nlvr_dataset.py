@@ -59,31 +59,36 @@ class NLVRDataset(TrainingSet):
 
 
 class NLVREvalDataset(Dataset):
-    """The rows of a split to judge, in order.
+    """The rows of a split, in order, each to be judged once.
 
-    A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64. An image that cannot be read is an error:
-    a figure is of exactly the rows.
+    A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, bad: what is wrong with images, in words.
+    An image that cannot be read is an error, or, with on_bad_image 'skip', replaced by a blank one: a figure is of all rows.
     """
 
     def __init__(self, config, files, tokenizer):
         self.statements = Statements(config, files, tokenizer)
-        self.table = self.statements.table
-        self.transform = EvalTransform(config['image_res'])
+        self.table, self.on_bad_image = self.statements.table, config['on_bad_image']
+        self.resolution, self.transform = config['image_res'], EvalTransform(config['image_res'])
 
     def __len__(self):
         return len(self.table)
 
     def __getitem__(self, index):
-        row = self.table[index]
-        try:
-            images = torch.stack([self.transform(path) for path in self.statements.paths(row)])  # [2, 3, R, R]
-        except BadImage as error:
-            file, number = self.table.source(index)
-            raise ValueError(f'{file}, row {number}: {error}; repair the image or drop the row: every row of a validation or '
-                             'test file is judged') from None
-        return {'images': images, 'sentence': row['sentence'], 'index': index}
+        row, images, bad = self.table[index], [], []
+        for path in self.statements.paths(row):
+            try:
+                images.append(self.transform(path))
+            except BadImage as error:
+                file, number = self.table.source(index)
+                if self.on_bad_image == 'error':
+                    raise ValueError(f'{file}, row {number}: {error}; repair the image or drop the row, or set on_bad_image: '
+                                     'skip to have a blank one judged in its place') from None
+                bad.append(f'judged with a blank image: {file}, row {number}: {error}')
+                images.append(torch.zeros(3, self.resolution, self.resolution))
+        return {'images': torch.stack(images), 'sentence': row['sentence'], 'index': index, 'bad': bad}
 
     def collate(self, examples):
         return {'images': lay_out(torch.stack([example['images'] for example in examples])),
                 'text': self.statements.tokenize([example['sentence'] for example in examples]),
-                'index': torch.tensor([example['index'] for example in examples])}
+                'index': torch.tensor([example['index'] for example in examples]),
+                'bad': [words for example in examples for words in example['bad']]}
