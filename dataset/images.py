@@ -1,0 +1,151 @@
+"""Image files to RGB arrays: whatever the web ships as an image is decoded, or refused by one named error.
+
+Pixels are those of Pillow's `Image.open(path).convert('RGB')`, as officially, but for 16-bit grayscale (see `to_rgb`).
+Truncated files are decoded as far as they go, there is no limit on the number of pixels, and EXIF rotation is ignored.
+
+Legend: H, W height and width in pixels. A box is (left, top, right, bottom) in pixels, right and bottom excluded.
+"""
+
+import io
+import os
+import struct
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+Image.MAX_IMAGE_PIXELS = None
+ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+OPENCV_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+                8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+class BadImage(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+def worker_init(worker_id):
+    """For DataLoader: each worker computes in one thread, as there are as many workers as cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def read_image(path, reduce=1, allow_truncated=True):
+    """The image file `path` as RGB, [H, W, 3] uint8; BadImage where there is none to be had.
+
+    reduce: 2, 4 or 8 lets a JPEG be decoded at that fraction of its size (rounded up), which takes less time and
+    memory; other formats come in full. allow_truncated: False refuses files that end early.
+    """
+    return open_image(path, allow_truncated).decode(reduce)
+
+
+def open_image(path, allow_truncated=True):
+    """Read a file and its header, decode nothing yet -> EncodedImage. BadImage where it is no image."""
+    try:
+        with open(path, 'rb') as file:
+            data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, 'strerror', None) or error
+        raise BadImage(f'cannot read the image {os.fspath(path)!r}: {reason}') from None
+    return EncodedImage(path, data, allow_truncated)
+
+
+class EncodedImage:
+    """An image file in memory: its `size` (width, height) is known, its pixels are decoded on demand."""
+
+    def __init__(self, path, data, allow_truncated=True):
+        self.path, self.data, self.allow_truncated = path, data, allow_truncated
+        if not data:
+            raise self._bad('the file is empty')
+        self.size = common_jpeg_size(data)
+        self.is_common_jpeg = self.size is not None
+        if not self.is_common_jpeg:
+            self.size = self._size_by_pillow()
+
+    def decode(self, reduce=1, box=None):
+        """-> [H, W, 3] uint8, RGB: the image, or the part of it inside `box`, which counts in pixels of the full size.
+
+        reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size, fractions of a pixel rounded up.
+        """
+        pixels = self._decode_with_opencv(reduce) if self.is_common_jpeg else None
+        in_bgr = pixels is not None
+        if not in_bgr:
+            pixels = self._decode_with_pillow(reduce)
+        if box:
+            size = pixels.shape[1::-1]
+            left, top, right, bottom = scale_box(box, 1 if size == self.size else reduce, size)
+            pixels = pixels[top:bottom, left:right]
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if in_bgr else pixels
+
+    def _decode_with_opencv(self, reduce):
+        """[H, W, 3] uint8, BGR, or None: OpenCV gives Pillow's pixels in less time, but not for every file."""
+        flags = OPENCV_FLAGS[reduce] | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            return cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+        except cv2.error:  # more pixels than OpenCV allows
+            return None
+
+    def _size_by_pillow(self):
+        try:
+            return Image.open(io.BytesIO(self.data)).size
+        except UnidentifiedImageError:
+            page = self.data[:512].lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
+            raise self._bad('it is an HTML or XML page' if page else 'it is of no known image format') from None
+        except Exception as error:  # Pillow's readers let nearly any exception through when bytes are not as expected
+            raise self._bad(error) from error
+
+    def _decode_with_pillow(self, reduce):
+        """[H, W, 3] uint8, RGB."""
+        width, height = self.size
+        ImageFile.LOAD_TRUNCATED_IMAGES = self.allow_truncated
+        try:
+            image = Image.open(io.BytesIO(self.data))
+            image.draft(None, (max(1, width // reduce), max(1, height // reduce)))  # does nothing but for JPEG
+            image.load()
+            image.info.pop('transparency', None)  # RGB has none, and Pillow would warn about it
+            return to_rgb(image)
+        except Exception as error:  # as above; also MemoryError, for a header that claims absurd sizes
+            raise self._bad(error) from error
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+    def _bad(self, reason):
+        if isinstance(reason, Exception):
+            reason = str(reason).strip().split('\n')[0] or type(reason).__name__
+        return BadImage(f'cannot read the image {os.fspath(self.path)!r}: {reason}')
+
+
+def to_rgb(image):
+    """A Pillow image -> [H, W, 3] uint8.
+
+    16-bit grayscale keeps the high byte of each value, as Pillow does for 16-bit RGB; `convert('RGB')` would clip at
+    255, which turns nearly everything white.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):  # 'I': 16-bit in older Pillows
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
+
+
+def common_jpeg_size(data):
+    """(width, height) of a JPEG as most are (whole, 8 bits, grayscale or three components), else None.
+
+    Pillow's own reading of the header costs several per cent of the time of a training image.
+    """
+    if not data.startswith(b'\xff\xd8') or not data.endswith(b'\xff\xd9'):
+        return None
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # until the scan starts
+        if data[at + 1] in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            depth, height, width, components = struct.unpack_from('>BHHB', data, at + 4)
+            return (width, height) if depth == 8 and components in (1, 3) and width and height else None
+        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+    return None
+
+
+def scale_box(box, reduce, size):
+    """A box in pixels of the full image -> in those of its reduced version of `size`: rounded, one pixel at least."""
+    left, top, right, bottom = ((2 * edge + reduce) // (2 * reduce) for edge in box)
+    left, top = min(left, size[0] - 1), min(top, size[1] - 1)
+    return left, top, max(min(right, size[0]), left + 1), max(min(bottom, size[1]), top + 1)
