@@ -1,0 +1,159 @@
+"""Images a second of one core: our transforms against plain Pillow + torchvision + OpenCV.
+
+    python benchmarks/bench_loader.py
+
+Draws photograph-like JPEGs (640 x 480, 4:2:0, quality 90 to 95), then runs both ways in turns over them, in one process
+and one thread: file to normalised tensor, at 256 and 384 pixels, for training and evaluation. The plain way does the
+same operations with the same strengths as they are commonly written. The seconds are of processor time, so that a busy
+machine tells less. Both ways decode the whole JPEG at these sizes: `--grain 12` makes heavier files and a smaller ratio.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms as tv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from dataset.images import worker_init  # noqa: E402
+from dataset.randaugment import TEN  # noqa: E402
+from dataset.transforms import MEAN, STD, EvalTransform, TrainTransform, example_rng  # noqa: E402
+
+
+def draw_photo(rng, width=640, height=480, grain=2.5):
+    """Detail at every scale (amplitude falling with frequency), hard edges and sensor noise: [H, W, 3] uint8."""
+    image = np.zeros((height, width, 3), np.float32)
+    for cell in (2, 4, 8, 16, 32, 64, 128, 256):
+        shape = height // cell + 2, width // cell + 2
+        coarse = (rng.normal(size=(*shape, 1)) + 0.3 * rng.normal(size=(*shape, 3))).astype(np.float32)
+        image += 0.9 * cell ** 0.75 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image = 128 + image * (55 / image.std())
+    for _ in range(15):
+        center = (int(rng.integers(width)), int(rng.integers(height)))
+        axes = (int(rng.integers(8, 120)), int(rng.integers(8, 120)))
+        shape = np.zeros((height, width, 1), np.float32)
+        cv2.ellipse(shape, center, axes, rng.uniform(0, 180), 0, 360, 1., -1, cv2.LINE_AA)
+        image += shape.reshape(height, width, 1) * rng.uniform(-70, 70, 3).astype(np.float32)
+    return (image + grain * rng.normal(size=(height, width, 1))).clip(0, 255).astype(np.uint8)
+
+
+def write_photos(folder, count, grain):
+    """-> paths of `count` JPEGs."""
+    rng = np.random.default_rng(0)
+    paths = [os.path.join(folder, f'{i}.jpg') for i in range(count)]
+    for path in paths:
+        Image.fromarray(draw_photo(rng, grain=grain)).save(path, quality=int(rng.integers(90, 96)), subsampling='4:2:0')
+    return paths
+
+
+class PlainRandAugment:
+    """Two of the ten operations, each with probability 0.5, on [H, W, 3] uint8."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __call__(self, image):
+        image = np.array(image)
+        for name in self.rng.choice(TEN, 2):
+            if self.rng.random() < 0.5:
+                image = self.apply(name, image, self.rng.choice([-1, 1]))
+        return image
+
+    def apply(self, name, image, sign):
+        height, width = image.shape[:2]
+        if name == 'AutoContrast':
+            return cv2.merge([self.stretch(channel) for channel in cv2.split(image)])
+        if name == 'Equalize':
+            return cv2.merge([self.equalize(channel) for channel in cv2.split(image)])
+        if name == 'Brightness':
+            return np.clip(np.arange(256) * 1.36, 0, 255).astype(np.uint8)[image]
+        if name == 'Sharpness':
+            kernel = np.ones((3, 3), np.float32)
+            kernel[1, 1] = 5
+            smooth = cv2.filter2D(image, -1, kernel / 13).astype(np.float32)
+            sharp = image.astype(np.float32)
+            sharp[1:-1, 1:-1] += 0.36 * (sharp - smooth)[1:-1, 1:-1]
+            return sharp.clip(0, 255).astype(np.uint8)
+        matrix = {'Identity': None,
+                  'ShearX': [[1, 0.21 * sign, 0], [0, 1, 0]], 'ShearY': [[1, 0, 0], [0.21 * sign, 1, 0]],
+                  'TranslateX': [[1, 0, 7 * sign], [0, 1, 0]], 'TranslateY': [[1, 0, 0], [0, 1, 7 * sign]],
+                  'Rotate': cv2.getRotationMatrix2D((width / 2, height / 2), 21 * sign, 1)}[name]
+        if matrix is None:
+            return image
+        return cv2.warpAffine(image, np.float32(matrix), (width, height), borderValue=(128, 128, 128))
+
+    def stretch(self, channel):
+        low, high = int(channel.min()), int(channel.max())
+        if high == low:
+            return channel
+        return np.clip((np.arange(256) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)[channel]
+
+    def equalize(self, channel):
+        counts = np.bincount(channel.reshape(-1), minlength=256)
+        step = counts[:np.flatnonzero(counts)[-1]].sum() // 255
+        if step == 0:
+            return channel
+        return np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255).astype(np.uint8)[channel]
+
+
+def plain_transform(resolution, train):
+    if train:
+        steps = [tv.RandomResizedCrop(resolution, scale=(0.2, 1.0), interpolation=tv.InterpolationMode.BICUBIC),
+                 tv.RandomHorizontalFlip(), PlainRandAugment(np.random.default_rng(0))]
+    else:
+        steps = [tv.Resize((resolution, resolution), interpolation=tv.InterpolationMode.BICUBIC)]
+    pipeline = tv.Compose([*steps, tv.ToTensor(), tv.Normalize(MEAN.tolist(), STD.tolist())])
+    return lambda path: pipeline(Image.open(path).convert('RGB'))
+
+
+def our_transform(resolution, train, exact):
+    if not train:
+        return EvalTransform(resolution, reduced_decode=not exact)
+    transform, visits = TrainTransform(resolution, reduced_decode=not exact), iter(range(1 << 60))
+    return lambda path: transform(path, example_rng(0, 0, next(visits)))
+
+
+def rates(ways, paths, rounds):
+    """Images a second of each way: the ways take turns, one pass over the files each; the median pass counts."""
+    seconds = [[] for _ in ways]
+    for turn in range(rounds + 1):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.process_time()
+            for path in paths:
+                way(path)
+            if turn:  # the first round warms the file cache up
+                taken.append(time.process_time() - start)
+    return [len(paths) / np.median(taken) for taken in seconds]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=64)
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--grain', type=float, default=2.5, help='standard deviation of the sensor noise, in levels')
+    parser.add_argument('--exact', action='store_true', help='the official pixels (reduced_decode=False)')
+    args = parser.parse_args()
+    worker_init(0)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_photos(folder, args.images, args.grain)
+        size = sum(map(os.path.getsize, paths)) / len(paths) / 1024
+        print(f'{len(paths)} JPEGs of 640 x 480, {size:.0f} KB each; images a second of one core, '
+              f'median of {args.rounds} passes')
+        print(f'{"":16}{"plain":>8}{"ours":>8}{"ratio":>8}')
+        for train in (True, False):
+            for resolution in (256, 384):
+                ways = plain_transform(resolution, train), our_transform(resolution, train, args.exact)
+                plain, ours = rates(ways, paths, args.rounds)
+                name = f'{"train" if train else "eval":8}{resolution:>5} px'
+                print(f'{name}{plain:8.0f}{ours:8.0f}{ours / plain:8.2f}', flush=True)
+
+
+if __name__ == '__main__':
+    main()
