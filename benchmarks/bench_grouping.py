@@ -1,11 +1,12 @@
-"""Seconds to group one queue: `dataset.grit.group_queue` against the step-by-step way, in one run.
+"""Seconds to group one queue, `dataset.grit.group_queue` against the step-by-step way in one run, and to plan an epoch.
 
     python benchmarks/bench_grouping.py                                  # L 48,000, M 1,920, D 256
     python benchmarks/bench_grouping.py --search_space 7680 --rounds 1   # other sizes
     python benchmarks/bench_grouping.py --baseline false                 # the fast way alone
+    python benchmarks/bench_grouping.py --pairs 400000000 --ranks 128    # instead: one rank's plan of so many pairs
 
-On the CPU, and on a GPU where there is one. The two ways take turns, so that both meet the same machine; the figures
-are the best of all rounds.
+Grouping is timed on the CPU, and on a GPU where there is one. The two ways take turns, so that both meet the same
+machine; the figures are the best of all rounds.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch.nn.functional import normalize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from dataset.grit import example_shuffle, generator_for, group_queue  # noqa: E402
+from dataset.samplers import EpochPlan  # noqa: E402
 
 
 def group_step_by_step(image_feat, text_feat, start, temperature=0.07):
@@ -94,6 +96,20 @@ def bench(device, args):
         print(f'{device}: step by step {min(slow):.2f} s; ratio {min(slow) / min(fast):.1f}')
 
 
+def bench_plan(args):
+    """Time and memory of one rank among `args.ranks` in laying out a random and a grouped epoch."""
+    plan = EpochPlan(args.pairs, batch_size=128, world_size=args.ranks)
+    before = peak_bytes('cpu')
+    for name, start, *inputs in (
+        ('random', plan.start_random, 0, lambda left_out: [left_out] * args.ranks),  # nobody has been left out yet
+        ('grouped', lambda epoch: plan.start_grit(epoch, plan.order.flip(0)), 1),
+    ):
+        began = time.perf_counter()
+        start(*inputs)
+        print(f'plan: {args.pairs:,} pairs, {args.ranks} ranks: {name} epoch {time.perf_counter() - began:.2f} s, '
+              f'peak {(peak_bytes("cpu") - before) / 2**20:,.0f} MiB, kept {plan.order.nbytes / 2**20:,.0f} MiB')
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--length', type=int, default=48000, help='L')
@@ -101,7 +117,11 @@ def main(argv=None):
     parser.add_argument('--width', type=int, default=256, help='D')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--baseline', type=lambda word: word == 'true', default=True, metavar='true|false')
+    parser.add_argument('--pairs', type=int, help='plan epochs of a dataset of this size')
+    parser.add_argument('--ranks', type=int, default=4)
     args = parser.parse_args(argv)
+    if args.pairs:
+        return bench_plan(args)
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         bench(device, args)
 

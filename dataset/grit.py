@@ -16,9 +16,9 @@ import time
 
 import torch
 
-# What the similarities of the sub-queues that step together may take, both directions. It is room for 18 of them at
-# M = 1,920; a single one is always grouped, however large (8 * M * M bytes).
-SIMILARITY_BYTES = 512 * 2**20
+# What the similarities of the sub-queues that step together may take, both directions: room for 9 of them at M = 1,920.
+# A single one is always grouped, however large (8 * M * M bytes).
+SIMILARITY_BYTES = 256 * 2**20
 
 # Features are cut to +-FEATURE_LIMIT, so that no similarity overflows; unit vectors never come near it.
 FEATURE_LIMIT = 1e15
@@ -88,20 +88,20 @@ def _group_together(image_feat, text_feat, members, starts):
     chains = []
     for block, start in zip(members.tensor_split(blocks), starts.tensor_split(blocks), strict=True):
         sim = sim[:, :len(block)]
-        for positions, sim_i2t, sim_t2i in zip(block, *sim, strict=True):
-            _similarity(image_feat[positions], text_feat[positions], sim_i2t, sim_t2i)
+        _similarities(_finite(image_feat[block], dtype), _finite(text_feat[block], dtype), *sim)
         chains.append(block.gather(1, _chain(*sim, start)))
     return torch.cat(chains)
 
 
-def _similarity(image_feat, text_feat, sim_i2t, sim_t2i):
-    """image_feat [M, D], text_feat [M, D] -> sim_i2t [M, M], sim_t2i [M, M], in place.
+def _similarities(image_feat, text_feat, sim_i2t, sim_t2i):
+    """image_feat [G, M, D], text_feat [G, M, D] -> sim_i2t [G, M, M], sim_t2i [G, M, M], in place.
 
     One product serves both directions: the second is its transpose, written out so that its rows are contiguous.
     Sub-queues are multiplied one by one, so that the bits of a chain do not depend on how many step together.
     """
-    torch.mm(_finite(image_feat, sim_i2t.dtype), _finite(text_feat, sim_i2t.dtype).t(), out=sim_i2t)
-    sim_t2i.copy_(sim_i2t.t())
+    for image, text, i2t, t2i in zip(image_feat, text_feat, sim_i2t, sim_t2i, strict=True):
+        torch.mm(image, text.t(), out=i2t)
+        t2i.copy_(i2t.t())
 
 
 def _finite(feat, dtype):
