@@ -144,6 +144,7 @@ def unite(best_texts, best_images):
     return torch.unique(wanted, return_inverse=True)
 
 
+@torch.no_grad()
 def score_texts(model, tokens, encoded, texts):
     """Matching scores of one image with some texts: tokens [P, D], numbers of texts [n] on the CPU -> [n]."""
     device = next(model.parameters()).device
