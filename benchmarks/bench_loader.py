@@ -5,7 +5,7 @@
 Draws photograph-like JPEGs (640 x 480, 4:2:0, quality 90 to 95), then runs both ways in turns over them, in one process
 and one thread: file to normalised tensor, at 256 and 384 pixels, for training and evaluation. The plain way does the
 same operations with the same strengths as they are commonly written. The seconds are of processor time, so that a busy
-machine tells less. Both ways decode the whole JPEG at these sizes: `--grain 12` makes heavier files and a smaller ratio.
+machine tells less. Both ways decode the whole JPEG at these sizes: `--grain 12` makes files heavier, the ratio smaller.
 """
 
 import argparse

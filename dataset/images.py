@@ -6,6 +6,7 @@ Truncated files are decoded as far as they go, there is no limit on the number o
 Legend: H, W height and width in pixels. A box is (left, top, right, bottom) in pixels, right and bottom excluded.
 """
 
+import functools
 import io
 import os
 import struct
@@ -62,7 +63,18 @@ class EncodedImage:
         self.size = common_jpeg_size(data)
         self.is_common_jpeg = self.size is not None
         if not self.is_common_jpeg:
-            self.size = self._size_by_pillow()
+            self.size = self.header.size
+
+    @functools.cached_property
+    def header(self):
+        """Pillow's image, of which nothing is decoded."""
+        try:
+            return Image.open(io.BytesIO(self.data))
+        except UnidentifiedImageError:
+            page = self.data[:512].lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
+            raise self._bad('it is an HTML or XML page' if page else 'it is of no known image format') from None
+        except Exception as error:  # Pillow's readers let nearly any exception through when bytes are not as expected
+            raise self._bad(error) from error
 
     def decode(self, reduce=1, box=None):
         """-> [H, W, 3] uint8, RGB: the image, or the part of it inside `box`, which counts in pixels of the full size.
@@ -86,15 +98,6 @@ class EncodedImage:
             return cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
         except cv2.error:  # more pixels than OpenCV allows
             return None
-
-    def _size_by_pillow(self):
-        try:
-            return Image.open(io.BytesIO(self.data)).size
-        except UnidentifiedImageError:
-            page = self.data[:512].lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
-            raise self._bad('it is an HTML or XML page' if page else 'it is of no known image format') from None
-        except Exception as error:  # Pillow's readers let nearly any exception through when bytes are not as expected
-            raise self._bad(error) from error
 
     def _decode_with_pillow(self, reduce):
         """[H, W, 3] uint8, RGB."""
