@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python demo.py --setup_seconds "$$(cat $(VENV)/.ready)"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -14,9 +17,11 @@ lint: $(VENV)/.ready
 # The environment, made once and again whenever the requirements change.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+	@echo 'setting up $(VENV): PyTorch and what else the requirements name, several GB'
+	start=$$(date +%s); \
+	{ test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt && \
+	echo $$(($$(date +%s) - start)) > $@
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .ruff_cache

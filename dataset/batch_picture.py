@@ -1,0 +1,86 @@
+"""A picture of mini-batches: what GRIT puts together, beside what chance puts together.
+
+    python -m dataset.batch_picture OUTPUT_DIR --out hard_batches.png
+
+reads the newest checkpoint of a pre-training run, takes mini-batches of its next epoch and as many random ones, and draws a
+few neighbours of each with their captions.
+"""
+
+import argparse
+import os
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset.annotations import load_annotations
+from dataset.images import read_image
+from utils.checkpoint import find_run, open_run
+
+TILE, CAPTION, GAP, MARGIN = 150, 66, 10, 24
+INK, GREY, PAPER = (30, 30, 34), (120, 120, 128), (255, 255, 255)
+
+
+def draw_batches(columns, table, image_root, path):
+    """Draw rows of examples side by side and write a PNG.
+
+    columns: {title: [batch, ...]}, a batch being indices into `table`; each batch is a block of two rows of pictures.
+    """
+    batches = next(iter(columns.values()))
+    across = -(-len(batches[0]) // 2)
+    width, block = across * (TILE + GAP), 2 * (TILE + CAPTION) + 2 * GAP
+    top = 3 * MARGIN
+    sheet = Image.new('RGB', (len(columns) * (width + 2 * MARGIN), top + len(batches) * (block + MARGIN)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, batches) in enumerate(columns.items()):
+        left = MARGIN + number * (width + 2 * MARGIN)
+        draw.text((left, MARGIN), title, INK, ImageFont.load_default(22))
+        for place, batch in enumerate(batches):
+            y = top + place * (block + MARGIN)
+            draw.rounded_rectangle((left - GAP, y - GAP, left + width, y + block - GAP), 8, outline=(200, 200, 206), width=2)
+            for i, index in enumerate(batch):
+                _draw_example(sheet, draw, table[index], image_root, left + i % across * (TILE + GAP),
+                              y + i // across * (TILE + CAPTION + GAP))
+    sheet.save(path)
+
+
+def _draw_example(sheet, draw, row, image_root, x, y):
+    image = Image.fromarray(read_image(os.path.join(image_root, row['image'])))
+    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    sheet.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
+    lines = textwrap.wrap(row['caption'][0], 25)[:4]
+    draw.multiline_text((x, y + TILE + 4), '\n'.join(lines), GREY, ImageFont.load_default(12), spacing=2)
+
+
+def choose_batches(order, batch_size, batches, shown):
+    """`batches` evenly spaced mini-batches of an order [n], each cut to its first `shown` examples."""
+    whole = len(order) // batch_size
+    starts = np.linspace(0, whole, batches + 2)[1:-1].astype(int)
+    return [order[start * batch_size:start * batch_size + shown].tolist() for start in starts]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description='Draw GRIT\'s mini-batches beside random ones.')
+    parser.add_argument('output_dir', help='of a run of Pretrain.py')
+    parser.add_argument('--out', default='hard_batches.png')
+    parser.add_argument('--batches', type=int, default=3, help='mini-batches of each kind')
+    parser.add_argument('--shown', type=int, default=8, help='neighbours drawn of each')
+    args = parser.parse_args(argv)
+    newest = find_run(args.output_dir, 'pretrain')
+    if newest is None:
+        raise FileNotFoundError(f'{args.output_dir}: there is no checkpoint of Pretrain.py in it')
+    content = open_run(newest, 'pretrain')
+    config = content['config']
+    table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
+    order = content['ranks'][0]['plan']['order'].numpy()
+    shuffled = np.random.default_rng(0).permutation(len(table))
+    columns = {f'{len(order) // config["batch_size"]} mini-batches as GRIT groups them: neighbours are near copies':
+               choose_batches(order, config['batch_size'], args.batches, args.shown),
+               'Random mini-batches: easy negatives':
+               choose_batches(shuffled, config['batch_size'], args.batches, args.shown)}
+    draw_batches(columns, table, config['image_root'], args.out)
+    print(f'{args.out}: mini-batches of the epoch after {newest}')
+
+
+if __name__ == '__main__':
+    main()
