@@ -10,6 +10,7 @@ the list is ranked by its first token, and the best `k_test` by all their tokens
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from utils.arguments import create_parser
 from utils.checkpoint import STEP_FILE, Run, complete_epoch, find_run, resume_run, save_run, unwrap
 from utils.config import apply_overrides, read_yaml, resolve
 from utils.log import Averages, Progress, append_log, say, start_log, write_log
-from utils.setup import autocast, check_vocabulary, optimize, start, to_device
+from utils.setup import autocast, check_vocabulary, one_thread, optimize, start, to_device
 
 SHOWN = 5  # answers to a question of the command line
 
@@ -78,7 +79,7 @@ def answer_questions(model, questions, answers, config, device):
                         config['batch_size_test'] * distributed.world_size(), 'questions', device)
     chosen, notes = {}, []
     for step, batch in enumerate(create_loader(questions, batches, config['num_workers'], device)):
-        with autocast(device, config):
+        with one_thread(device), autocast(device, config):
             ids, _ = unwrap(model).rank_answers(batch['image'].to(device), batch['question'].to(device), tokens,
                                                 config['k_test'])
         chosen |= zip(batch['index'].tolist(), ids[:, 0].tolist(), strict=True)
@@ -109,7 +110,7 @@ def evaluate(model, splits, answers, epoch, config, device, folder, all_splits):
             continue
         results = answer_questions(model, questions, answers, config, device)
         path = Path(folder, 'result', f'vqa_{"" if questions.split == "test" else "val_"}result_epoch{epoch}.json')
-        figures |= distributed.main_first(lambda: finish(questions, results, path))  # noqa: B023
+        figures |= distributed.main_first(partial(finish, questions, results, path))
     return figures
 
 
@@ -152,9 +153,9 @@ def ask(args, parser):
     state = model_state(checkpoint, args.checkpoint)
     if not is_vqa(state):
         raise ValueError(f'--checkpoint {args.checkpoint}: it has no answer decoder; give one that VQA.py wrote')
-    own = args.config == parser.get_default('config')
-    config = checkpoint.get('config') if own else None
-    config = resolve('vqa', apply_overrides(config or read_yaml(args.config), args.set), args.config)[0] | {'distill': False}
+    own = args.config == parser.get_default('config') and 'config' in checkpoint
+    config, source = (checkpoint['config'], args.checkpoint) if own else (read_yaml(args.config), args.config)
+    config = resolve('vqa', apply_overrides(config, args.set), source)[0] | {'distill': False}
     kept = checkpoint['ranks'][0]['answers'] if 'ranks' in checkpoint else None
     if kept and args.text_encoder == parser.get_default('text_encoder'):
         tokenizer = unpack_tokenizer(kept['tokenizer'])
@@ -178,20 +179,24 @@ def ask(args, parser):
 
 
 def initialise(model, args):
-    """Starting weights: the checkpoint's where one is given, else BERT's where they are to be had."""
+    """Starting weights: the checkpoint's where one is given, else BERT's where they are to be had.
+
+    Returns the epoch that the checkpoint was last trained on, 0 where it does not say.
+    """
     if args.checkpoint:
-        say(load_vqa(model, model_state(read_checkpoint(args.checkpoint), args.checkpoint), args.checkpoint))
-        return
+        checkpoint = read_checkpoint(args.checkpoint)
+        state = model_state(checkpoint, args.checkpoint)
+        if args.evaluate and not is_vqa(state):
+            raise ValueError(f'--evaluate: {args.checkpoint} has no answer decoder; give a checkpoint that VQA.py wrote')
+        say(load_vqa(model, state, args.checkpoint))
+        return max(0, int(checkpoint.get('epoch', 0)))
+    if args.evaluate:
+        raise ValueError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     say(load_bert(model.text_encoder, args.text_encoder))
     say(str(load_bert(model.text_decoder, args.text_decoder)).replace('text encoder', 'answer decoder', 1))
     say('image encoder: starts at random; give a pre-training checkpoint with --checkpoint')
     model.copy_momentum()
-
-
-def epoch_of(path):
-    """The epoch a checkpoint was last trained on, for the names of results; 0 where it does not say."""
-    checkpoint = read_checkpoint(path) if path else {}
-    return max(0, int(checkpoint.get('epoch', 0)))
+    return 0
 
 
 def main(argv=None):
@@ -220,17 +225,16 @@ def main(argv=None):
     # Model: from where the run stopped, or from starting weights.
     model = create_model('vqa', config, tokenizer)
     resume_from = find_run(args.output_dir, 'vqa', args.checkpoint) if args.resume else None
-    if not resume_from:
-        initialise(model, args)
+    if resume_from and args.evaluate:
+        args.checkpoint = resume_from
+    if args.evaluate or not resume_from:
+        weights_epoch = initialise(model, args)
     model = to_device(model, device, config)
     if args.evaluate:
         if not splits:
             raise ValueError('--evaluate: the configuration names neither val_file nor test_file')
-        if resume_from:
-            say(load_vqa(unwrap(model), model_state(read_checkpoint(resume_from), resume_from), resume_from))
-        epoch = epoch_of(resume_from or args.checkpoint)
-        figures = evaluate(model, splits, answers, epoch, config, device, args.output_dir, all_splits=True)
-        append_log(args.output_dir, {'epoch': epoch} | figures)
+        figures = evaluate(model, splits, answers, weights_epoch, config, device, args.output_dir, all_splits=True)
+        append_log(args.output_dir, {'epoch': weights_epoch} | figures)
         return distributed.close()
     dataset = VQATrainingSet(config, tokenizer, args.seed)
     plan = EpochPlan(len(dataset), config['batch_size_train'], rank, world_size, args.seed)

@@ -266,9 +266,13 @@ def test_a_partly_annotated_test_file_is_scored_where_it_can_be(world, trained, 
     assert read_log(tmp_path / 'out')[0]['test_overall'] == accuracy_figures(results[:10], rows[:10])['overall']
 
 
-def test_nothing_to_evaluate_is_said(world, tmp_path):
+def test_nothing_to_evaluate_is_said(world, pretrained, trained, tmp_path):
     with pytest.raises(ValueError, match='neither val_file nor test_file'):
-        VQA.main([*arguments('vqa', world, tmp_path, 'val_file=null', 'test_file=null'), '--evaluate'])
+        VQA.main(evaluate_argv(world, trained / 'checkpoint_01.pth', tmp_path, 'val_file=null', 'test_file=null'))
+    with pytest.raises(ValueError, match='nothing to evaluate'):
+        VQA.main([*arguments('vqa', world, tmp_path), '--evaluate'])
+    with pytest.raises(ValueError, match='has no answer decoder'):
+        VQA.main(evaluate_argv(world, pretrained, tmp_path))
     with pytest.raises(ValueError, match='val_file: no row has answers'):
         VQA.main(arguments('vqa', world, tmp_path, f'val_file={world}/vqa_test.json'))
 
