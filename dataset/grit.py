@@ -125,11 +125,19 @@ def _chain(sim_i2t, sim_t2i, starts):
     chains[0] = starts
     steps = chains.unbind()
     for step, (current, following) in enumerate(zip(steps, steps[1:], strict=False)):
-        used.scatter_(1, current[:, None], -math.inf)
         torch.add(first_row, current, out=row)
+        used.view(-1).index_fill_(0, row, -math.inf)
         torch.index_select(rows[step % 2], 0, row, out=candidates)  # [G, M]
-        torch.argmax(candidates.add_(used), 1, out=following)
+        _argmax(candidates.add_(used), following)
     return chains.t()
+
+
+def _argmax(rows, out):
+    """Into `out` the column of each row's largest number, the first of equals. NumPy has a vectorised loop for the CPU."""
+    if rows.device.type == 'cpu':
+        rows.numpy().argmax(1, out.numpy())
+    else:
+        torch.argmax(rows, 1, out=out)
 
 
 class GritCollector:

@@ -1,6 +1,5 @@
-"""Grouping against slow oracles and the official chains; the collector against grouping and its own resumption."""
+"""Grouping against slow oracles and the official chains."""
 
-import io
 import math
 
 import pytest
@@ -8,19 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.bench_grouping import group_step_by_step
 from dataset import grit
-from dataset.grit import (
-    GritCollector,
-    example_shuffle,
-    generator_for,
-    group_by_similarity,
-    group_queue,
-    mini_batch_shuffle,
-)
+from dataset.grit import example_shuffle, generator_for, group_by_similarity, group_queue, mini_batch_shuffle
 from tests.reference import load_reference
 
 NAN, INF = math.nan, math.inf
@@ -65,7 +56,7 @@ def test_the_official_chains(i):
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_chain_equals_the_oracle_with_ties(data):
     members, width = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 3))
     numbers = st.lists(st.integers(-2, 2), min_size=members * width, max_size=members * width)
@@ -177,52 +168,35 @@ def test_queue_draws_from_its_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Operations(TorchDispatchMode):
-    """Refuses operations that make the host wait for a GPU; counts all, and notes the bytes of the largest tensor."""
+def test_grouping_never_waits_for_a_gpu():
+    # Tensors on the meta device have no values: whatever asks for one fails, as it would have to wait on a GPU.
+    image_feat, text_feat = (feat.to('meta') for feat in features(70))
+    order = group_queue(image_feat, text_feat, 16, generator_for(0))
+    assert order.shape == (70,) and order.is_meta
+    for waits in (lambda x: x[0].item(), lambda x: bool(x[0]), lambda x: [1][x[0]], lambda x: x.cpu(),
+                  lambda x: x.tolist(), lambda x: x.nonzero(), lambda x: x[x > 1]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            waits(order)
 
-    WAITING = {'_local_scalar_dense', 'item', 'nonzero', 'is_nonzero', 'masked_select', 'equal', '_unique2'}
+
+def test_the_arg_max_of_a_gpu_leads_the_same_way(monkeypatch):
+    image_feat, text_feat = (feat.mul(2).round() for feat in features(100, width=2))  # many equal similarities
+    expected = group_queue(image_feat, text_feat, 32, generator_for(0))
+    monkeypatch.setattr(grit, '_argmax', lambda rows, out: torch.argmax(rows, 1, out=out))
+    assert torch.equal(group_queue(image_feat, text_feat, 32, generator_for(0)), expected)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, and notes the bytes of the largest tensor."""
+
     count = largest = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.overloadpacket.__name__
-        assert name not in self.WAITING, name
-        if name.startswith('index'):
-            indices = [index for arg in args[1:] for index in (arg if isinstance(arg, (list, tuple)) else [arg])]
-            assert not any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices)
         result = operation(*args, **(kwargs or {}))
         self.count += 1
         if isinstance(result, torch.Tensor):
             self.largest = max(self.largest, result.untyped_storage().nbytes())
         return result
-
-
-class Calls(TorchFunctionMode):
-    """Refuses the methods that fetch a tensor, which are no operations where the tensor is on the CPU already."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        assert function.__name__ not in {'tolist', 'cpu', 'numpy', '__int__', '__float__', '__bool__', '__index__'}
-        return function(*args, **(kwargs or {}))
-
-
-WAITS = {
-    'item': lambda x: x[0].item(), 'tolist': lambda x: x.tolist(), 'cpu': lambda x: x.cpu(), 'if': lambda x: bool(x[0]),
-    'nonzero': lambda x: x.nonzero(), 'mask': lambda x: x[x > 1], 'list index': lambda x: [1, 2][x[0]],
-}
-
-
-@pytest.mark.parametrize('wait', WAITS)
-def test_what_would_wait_for_a_gpu_is_seen(wait):
-    with pytest.raises(AssertionError), Operations(), Calls():
-        WAITS[wait](torch.arange(3))
-
-
-def test_grouping_and_collecting_never_wait_for_a_gpu():
-    collector = GritCollector(32, 16, seed=0)
-    image_feat, text_feat = features(70)
-    index = torch.arange(70)
-    with Operations(), Calls():
-        group_queue(image_feat, text_feat, 16, generator_for(0))
-        collector.add(index, image_feat, text_feat)
 
 
 def test_sub_queues_step_together_within_the_memory_budget(monkeypatch):
@@ -254,140 +228,3 @@ def test_generators_depend_on_every_part_of_their_key():
     drawn = [torch.randint(2**62, (1,), generator=generator_for(*key)).item() for key in keys]
     assert len(set(drawn)) == len(keys)
     assert drawn[0] == torch.randint(2**62, (1,), generator=generator_for(*keys[0])).item()
-
-
-# ---- the collector ----
-
-QUEUE, SEARCH = 24, 8
-
-
-def collect(collector, events):
-    for index, image_feat, text_feat in events:
-        if image_feat is None:
-            collector.set_aside(index)
-        else:
-            collector.add(index, image_feat, text_feat)
-
-
-def an_epoch(total, seed=0, aside_every=0):
-    """A stream of batches of 0 to 60 examples, `total` with features; now and then some are set aside."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(3 * total + 10, generator=generator)
-    image_feat, text_feat = features(total, seed=seed)
-    events, at, spare = [], 0, total
-    while at < total:
-        n = int(torch.randint(0, 61 if seed else 8, (1,), generator=generator))
-        events.append((index[at:total][:n], image_feat[at:][:n], text_feat[at:][:n]))
-        at = min(total, at + n)
-        if aside_every and len(events) % aside_every == 0:
-            events.append((index[spare:spare + 2], None, None))
-            spare += 2
-    return events
-
-
-def expected_order(events, seed, epoch, rank):
-    """The specification of the collector: every L examples grouped with their own generator, then those set aside."""
-    index = torch.cat([torch.empty(0, dtype=torch.int64)] + [i for i, feat, _ in events if feat is not None])
-    aside = [i for i, feat, _ in events if feat is None]
-    kept = [event for event in events if event[1] is not None]
-    order = []
-    for number, first in enumerate(range(0, len(index), QUEUE)):
-        part = slice(first, first + QUEUE)
-        image_feat, text_feat = (torch.cat([event[k] for event in kept])[part] for k in (1, 2))
-        generator = generator_for('grit queue', seed, epoch, rank, number)
-        order.append(index[part][group_queue(image_feat, text_feat, SEARCH, generator)])
-    return torch.cat([index[:0], *order, *aside])
-
-
-@pytest.mark.parametrize('total', [0, 1, 7, 8, 23, 24, 25, 48, 49, 72, 100])
-@pytest.mark.parametrize('seed', [0, 1])
-def test_collector_groups_every_queue_and_the_tail(total, seed):
-    collector = GritCollector(QUEUE, SEARCH, seed, rank=3)
-    for epoch in (0, 5):
-        collector.begin_epoch(epoch)
-        events = an_epoch(total, seed, aside_every=3)
-        collect(collector, events)
-        order = collector.finish()
-        assert torch.equal(order, expected_order(events, seed, epoch, rank=3))
-        assert order.sort().values.tolist() == torch.cat([order[:0]] + [e[0] for e in events]).sort().values.tolist()
-        assert torch.equal(collector.finish(), order)  # nothing more came
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def test_collector_resumes_at_every_point():
-    events = an_epoch(100, aside_every=4)
-    next_events = an_epoch(50, seed=2)
-    through = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
-    through.begin_epoch(3)
-    collect(through, events)
-    expected = through.finish()
-    for stop in range(len(events) + 1):
-        first = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
-        first.begin_epoch(3)
-        collect(first, events[:stop])
-        state = through_a_file(first.state_dict())
-        collect(first, events[stop:])  # taking the state changes nothing, and what follows does not change the state
-        second = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
-        second.load_state_dict(state)
-        collect(second, events[stop:])
-        assert torch.equal(first.finish(), expected)
-        assert torch.equal(second.finish(), expected)
-    for collector in (through, second):
-        collector.begin_epoch(4)
-        collect(collector, next_events)
-    assert torch.equal(second.finish(), through.finish())
-
-
-def test_state_holds_only_what_is_filled():
-    collector = GritCollector(1000, 10, seed=0)
-    collector.add(torch.arange(30), *features(30))
-    state = collector.state_dict()
-    assert {key: len(value) for key, value in state.items() if isinstance(value, torch.Tensor)} == {
-        'grouped': 0, 'aside': 0, 'index': 30, 'image_feat': 30, 'text_feat': 30}
-    assert state['image_feat'].untyped_storage().nbytes() == 30 * 8 * 4
-
-
-def test_a_state_of_other_settings_is_refused():
-    state = GritCollector(QUEUE, SEARCH, seed=0).state_dict()
-    for other in [(QUEUE + 1, SEARCH, 0, 0), (QUEUE, SEARCH + 1, 0, 0), (QUEUE, SEARCH, 1, 0), (QUEUE, SEARCH, 0, 1)]:
-        with pytest.raises(ValueError, match="resume with the checkpoint's setting"):
-            GritCollector(*other).load_state_dict(state)
-
-
-def test_collector_keeps_large_indices_and_leaves_other_randomness_alone():
-    collector = GritCollector(QUEUE, SEARCH, seed=0)
-    before = torch.get_rng_state()
-    index = 2**40 + torch.arange(30)
-    collector.add(index, *features(30))
-    assert torch.equal(collector.finish().sort().values, index)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_queues_epochs_ranks_and_seeds_draw_differently():
-    orders = []
-    for seed, epoch, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
-        collector = GritCollector(QUEUE, SEARCH, seed, rank)
-        collector.begin_epoch(epoch)
-        for _ in range(2):
-            collector.add(torch.arange(QUEUE), *features(QUEUE))
-        orders += [tuple(part.tolist()) for part in collector.finish().split(QUEUE)]
-    assert len(set(orders)) == 8
-
-
-def test_grouping_seconds_are_those_of_the_epoch():
-    collector = GritCollector(QUEUE, SEARCH, seed=0)
-    collector.add(torch.arange(50), *features(50))
-    collector.finish()
-    took = collector.grouping_seconds
-    assert took > 0
-    resumed = GritCollector(QUEUE, SEARCH, seed=0)
-    resumed.load_state_dict(collector.state_dict())
-    assert resumed.grouping_seconds == took
-    collector.begin_epoch(1)
-    assert collector.grouping_seconds == 0

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from dataset.grit import generator_for
 from dataset.samplers import EpochPlan, PositionSampler, ShardBatches
-from tests.test_grit import through_a_file
+from tests.test_grit_collector import through_a_file
 
 EPOCHS = ('random', 'grit', 'grit across ranks', 'play')
 
@@ -86,7 +86,7 @@ sizes = st.tuples(st.integers(1, 90), st.integers(1, 7), st.integers(1, 4)).filt
 
 
 @given(sizes, st.lists(st.sampled_from(EPOCHS), min_size=1, max_size=6), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_epochs_are_distinct_and_nobody_misses_two(shape, kinds, seed):
     plans = make_plans(*shape, seed)
     left_out = set()
@@ -105,7 +105,7 @@ def test_epochs_are_distinct_and_nobody_misses_two(shape, kinds, seed):
 
 
 @given(sizes, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_order_can_be_played(shape, data):
     plans = make_plans(*shape)
     order = data.draw(st.lists(st.integers(0, shape[0] - 1), max_size=2 * shape[0]))
@@ -253,7 +253,7 @@ def test_a_loader_with_persistent_workers_plays_a_new_order():
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_shards_are_the_batches_of_one_process_dealt_out(n, batch_size, world_size):
     whole = list(ShardBatches(n, batch_size))
     assert [i for batch in whole for i in batch] == list(range(n))
