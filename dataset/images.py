@@ -1,7 +1,7 @@
 """Image files to RGB arrays: whatever the web ships as an image is decoded, or refused by one named error.
 
 Pixels are those of Pillow's `Image.open(path).convert('RGB')`, as officially, but for 16-bit grayscale (see `to_rgb`).
-Truncated files are decoded as far as they go, there is no limit on the number of pixels, and EXIF rotation is ignored.
+Truncated files are decoded as far as they go, the limit on pixels is far beyond Pillow's, and EXIF rotation is ignored.
 
 Legend: H, W height and width in pixels. A box is (left, top, right, bottom) in pixels, right and bottom excluded.
 """
@@ -19,6 +19,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
+# Decoded at a time: 2 GB as Pillow keeps them, 1.5 GB as an array. Damaged headers claim more, and memory has an end.
+MAX_PIXELS = 500_000_000
+JPEG = ('JPEG', 'MPO')
 OPENCV_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
                 8: cv2.IMREAD_REDUCED_COLOR_8}
 
@@ -81,6 +84,9 @@ class EncodedImage:
 
         reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size, fractions of a pixel rounded up.
         """
+        width, height = self.size
+        if width * height > MAX_PIXELS * (reduce ** 2 if self.is_common_jpeg or self.header.format in JPEG else 1):
+            raise self._bad(f'{width} x {height} pixels are too many to decode')
         pixels = self._decode_with_opencv(reduce) if self.is_common_jpeg else None
         in_bgr = pixels is not None
         if not in_bgr:
@@ -109,7 +115,7 @@ class EncodedImage:
             image.load()
             image.info.pop('transparency', None)  # RGB has none, and Pillow would warn about it
             return to_rgb(image)
-        except Exception as error:  # as above; also MemoryError, for a header that claims absurd sizes
+        except Exception as error:  # as above
             raise self._bad(error) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = True

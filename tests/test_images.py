@@ -158,6 +158,17 @@ def test_a_panorama_beyond_pillows_pixel_limit_is_decoded_small(tmp_path):
     assert pixels.shape == (750, 3750, 3) and (pixels == 90).all()
 
 
+def test_absurd_sizes_are_refused_before_they_take_memory(read):
+    """A damaged header that claims 65,535 x 65,535 pixels."""
+    jpeg, bmp = bytearray(encode(picture(), JPEG)), bytearray(encode(picture(), 'BMP'))
+    frame = jpeg.index(b'\xff\xc0')
+    jpeg[frame + 5:frame + 9] = b'\xff' * 4
+    bmp[18:26] = struct.pack('<ii', 65_535, 65_535)
+    for data in (jpeg, bmp):
+        with pytest.raises(BadImage, match='65535 x 65535 pixels'):
+            read(bytes(data))
+
+
 @pytest.mark.parametrize('kind', ['jpeg 4:2:0', 'jpeg grayscale', 'jpeg cmyk', 'jpeg with bytes after its end', 'png'])
 @pytest.mark.parametrize('reduce', [1, 2, 4, 8])
 def test_reduced_decode_equals_pillows_draft(kind, reduce, read):
