@@ -19,7 +19,6 @@ from itertools import islice
 
 import torch
 
-from models import losses
 from utils import distributed
 from utils.log import Progress
 
@@ -39,8 +38,9 @@ class Encoded:
     text_lengths: torch.Tensor  # [NT] int64, on the CPU
 
     def similarities(self):
-        """Cosines of all pairs, [NI, NT] in float32: the ranking by contrast."""
-        return losses.scaled_products(self.image_feat, self.text_feat, 1)
+        """Cosines of all pairs, [NI, NT], in float32 also under autocast: the ranking by contrast."""
+        with torch.autocast(self.image_feat.device.type, enabled=False):
+            return self.image_feat @ self.text_feat.t()
 
 
 def own_share(batches):

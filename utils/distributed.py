@@ -70,6 +70,13 @@ def all_reduce_sum(tensor):
     return tensor
 
 
+def broadcast(tensor):
+    """Rank 0's values on every rank, in place; returns the tensor."""
+    if is_initialized():
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def all_gather_tensors(tensor):
     """Every rank's tensor, in rank order; the first dimensions may differ, dtype and the other dimensions may not."""
     if not is_initialized():

@@ -48,6 +48,8 @@ def to_device(model, device, config):
     if config['compile']:
         compile_layers(model)
     if distributed.is_initialized():
+        for buffer in model.buffers():  # the wrapper sees to parameters only; retrieval's queue starts as noise
+            distributed.broadcast(buffer)
         return torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False,
             gradient_as_bucket_view=True)
