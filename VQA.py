@@ -94,9 +94,7 @@ def answer_questions(model, questions, answers, config, device):
     for note in (note for _, some in shares for note in some):
         say(note)
     chosen = {index: answer for some, _ in shares for index, answer in some.items()}
-    ids = questions.table.column('question_id')
-    return [{'question_id': ids[index] if isinstance(ids[index], str) else int(ids[index]),
-             'answer': answers.texts[chosen[index]]} for index in sorted(chosen)]
+    return [{'question_id': questions.question_ids[index], 'answer': answers.texts[chosen[index]]} for index in sorted(chosen)]
 
 
 def evaluate(model, splits, answers, epoch, config, device, folder, all_splits):
@@ -116,7 +114,7 @@ def evaluate(model, splits, answers, epoch, config, device, folder, all_splits):
 
 def finish(questions, results, path):
     """Check and write the answers to a split; score them where the true ones are known -> figures for log.txt."""
-    check_results(results, list(questions.table.column('question_id')))
+    check_results(results, questions.question_ids)
     write_results(path, results)
     say(f'{len(results)} answers to the {questions.split} questions are in {path}')
     if not questions.annotated:

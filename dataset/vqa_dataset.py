@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -67,7 +68,8 @@ def weighted_answers(row):
 
 
 class QuestionSet(Dataset):
-    """The questions of a split, each to be answered once. `annotated`: the numbers of the rows that have answers.
+    """The questions of a split, each to be answered once. `question_ids`: those of all rows; `annotated`: the numbers of the
+    rows that have answers.
 
     A batch: image [B, 3, R, R] float32, question (`Text`, [B, S]), index [B] int64, and `notes` about what is not as it
     should be. An image that cannot be read is an error, or, with on_bad_image 'skip', replaced by a blank one: the question
@@ -81,8 +83,9 @@ class QuestionSet(Dataset):
         self.resolution, self.transform = config['image_res'], EvalTransform(config['image_res'])
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
         self.annotated = self.table.holding('answer').nonzero()[0].tolist()
+        self.question_ids = np.asarray(self.table.column('question_id'), dtype=object).tolist()
         require_roots(self.table, self.roots)
-        require_distinct(self.table)
+        require_distinct(self.question_ids, self.table)
 
     def __len__(self):
         return len(self.table)
@@ -136,11 +139,10 @@ def require_roots(table, roots):
         require_images(table, lambda row, name=name: [image_path(row, roots)] if row['dataset'] == name else [], key)
 
 
-def require_distinct(table):
+def require_distinct(question_ids, table):
     """ValueError where two rows have the same question_id: the official server takes one answer a question."""
     seen = {}
-    for index, question_id in enumerate(table.column('question_id')):
-        question_id = question_id if isinstance(question_id, str) else int(question_id)
+    for index, question_id in enumerate(question_ids):
         if question_id in seen:
             (file, row), (other, before) = table.source(index), table.source(seen[question_id])
             raise ValueError(f'{file}: row {row} has question_id {question_id!r}, as row {before} of {other} has; every '
