@@ -15,9 +15,10 @@ import torch
 
 from models.vit import VIT_B_16, interpolate_pos_embed
 
-# What official checkpoints hold besides tensors and plain values.
-HARMLESS = [OrderedDict, argparse.Namespace, np.dtype, np._core.multiarray.scalar, *(
-    getattr(np.dtypes, name) for name in ('Float64DType', 'Float32DType', 'Int64DType'))]
+# What official checkpoints hold besides tensors and plain values; NumPy's scalars under their names in its versions 1 and 2.
+_scalar = np.float64(0).__reduce__()[0]
+HARMLESS = [OrderedDict, argparse.Namespace, np.dtype, *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64')),
+            (_scalar, 'numpy.core.multiarray.scalar'), (_scalar, 'numpy._core.multiarray.scalar')]
 
 
 @dataclass

@@ -1,5 +1,8 @@
 """Weights from files: every key is taken, explained, or the load is refused."""
 
+import argparse
+
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +51,12 @@ def test_what_does_not_fit_is_refused_with_its_keys(tiny_tokenizer, change, mess
     change(state)
     with pytest.raises(ValueError, match=message):
         load_pretrain(model, state, 'f.pth')
+
+
+def test_what_official_files_hold_besides_weights_is_read(tmp_path):
+    torch.save({'model': {'w': torch.ones(2)}, 'lr_scheduler': {'rate': np.float64(0.1)}, 'args': argparse.Namespace(seed=1)},
+               tmp_path / 'official.pth')
+    assert read_checkpoint(tmp_path / 'official.pth')['lr_scheduler'] == {'rate': 0.1}
 
 
 def test_files_without_weights_are_refused(tmp_path):
