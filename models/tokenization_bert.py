@@ -22,7 +22,9 @@ def create_tokenizer(name):
     folder = local_folder(name, 'tokenizer', (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json'))
     if not _holds(folder, VOCABULARY):  # a tokenizer of five special tokens would come back, without a word
         raise FileNotFoundError(f'--text_encoder {name}: it holds no vocab.txt and no tokenizer.json')
-    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    # A bare vocabulary says nothing of case; bert-base-uncased's is lower case, and libraries differ in what they assume.
+    case = {} if _holds(folder, ('tokenizer.json', 'tokenizer_config.json')) else {'do_lower_case': True}
+    tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
     cls = tokenizer.cls_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)])
