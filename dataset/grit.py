@@ -14,6 +14,7 @@ import hashlib
 import math
 import time
 
+import numpy as np
 import torch
 
 # What the similarities of the sub-queues that step together may take, both directions: room for 9 of them at M = 1,920.
@@ -116,28 +117,41 @@ def _chain(sim_i2t, sim_t2i, starts):
     a row, so the raw similarities with the used ones at minus infinity lead the same way and, unlike scores, never
     underflow: no example is drawn twice, none is lost.
     """
+    if starts.device.type != 'cpu':
+        return _chain_on_gpu(sim_i2t, sim_t2i, starts)
+    # These steps are too small for torch: NumPy's calls cost less, and its arg max is vectorised.
     groups, size, _ = sim_i2t.shape
-    rows = sim_i2t.view(-1, size), sim_t2i.view(-1, size)  # [G * M, M]
+    rows = sim_i2t.view(-1, size).numpy(), sim_t2i.view(-1, size).numpy()  # [G * M, M]
+    first_row = np.arange(groups) * size
+    used = np.zeros((groups, size), rows[0].dtype)  # 0, or -inf where an example is in the chain
+    candidates = np.empty_like(used)
+    chains = np.empty((size, groups), np.int64)
+    chains[0] = starts
+    for step in range(size - 1):
+        row = first_row + chains[step]
+        used.reshape(-1)[row] = -np.inf
+        np.take(rows[step % 2], row, axis=0, out=candidates, mode='clip')  # [G, M]; other modes copy once more
+        candidates += used
+        candidates.argmax(1, chains[step + 1])
+    return torch.from_numpy(chains).t()
+
+
+def _chain_on_gpu(sim_i2t, sim_t2i, starts):
+    """The same steps as five kernels each; the host runs ahead and never waits."""
+    groups, size, _ = sim_i2t.shape
+    rows = sim_i2t.view(-1, size), sim_t2i.view(-1, size)
     first_row = torch.arange(groups, device=starts.device) * size
-    used = sim_i2t.new_zeros(groups, size)  # 0, or -inf where an example is in the chain
+    used = sim_i2t.new_zeros(groups, size)
     candidates, row = torch.empty_like(used), torch.empty_like(starts)
     chains = starts.new_empty(size, groups)
     chains[0] = starts
     steps = chains.unbind()
-    for step, (current, following) in enumerate(zip(steps, steps[1:], strict=False)):
-        torch.add(first_row, current, out=row)
+    for step in range(size - 1):
+        torch.add(first_row, steps[step], out=row)
         used.view(-1).index_fill_(0, row, -math.inf)
-        torch.index_select(rows[step % 2], 0, row, out=candidates)  # [G, M]
-        _argmax(candidates.add_(used), following)
+        torch.index_select(rows[step % 2], 0, row, out=candidates)
+        torch.argmax(candidates.add_(used), 1, out=steps[step + 1])
     return chains.t()
-
-
-def _argmax(rows, out):
-    """Into `out` the column of each row's largest number, the first of equals; on the CPU by NumPy, which is faster."""
-    if rows.device.type == 'cpu':
-        rows.numpy().argmax(1, out.numpy())
-    else:
-        torch.argmax(rows, 1, out=out)
 
 
 class GritCollector:

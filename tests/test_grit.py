@@ -179,10 +179,10 @@ def test_grouping_never_waits_for_a_gpu():
             waits(order)
 
 
-def test_the_arg_max_of_a_gpu_leads_the_same_way(monkeypatch):
+def test_the_steps_of_a_gpu_lead_the_same_way(monkeypatch):
     image_feat, text_feat = (feat.mul(2).round() for feat in features(100, width=2))  # many equal similarities
     expected = group_queue(image_feat, text_feat, 32, generator_for(0))
-    monkeypatch.setattr(grit, '_argmax', lambda rows, out: torch.argmax(rows, 1, out=out))
+    monkeypatch.setattr(grit, '_chain', grit._chain_on_gpu)
     assert torch.equal(group_queue(image_feat, text_feat, 32, generator_for(0)), expected)
 
 
@@ -201,6 +201,7 @@ class Operations(TorchDispatchMode):
 
 def test_sub_queues_step_together_within_the_memory_budget(monkeypatch):
     image_feat, text_feat = features(16 * 32, width=2)
+    monkeypatch.setattr(grit, '_chain', grit._chain_on_gpu)  # whose steps are operations that can be counted
     counts = []
     for at_once in (1, 4, 16):
         budget = at_once * 2 * 4 * 32**2
