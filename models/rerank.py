@@ -48,6 +48,7 @@ def own_share(batches):
     return islice(batches, distributed.rank(), None, distributed.world_size())
 
 
+@torch.no_grad()
 def encode(model, images, texts, store=None):
     """Encode this rank's batches and gather what all ranks need -> Encoded.
 

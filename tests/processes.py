@@ -33,7 +33,7 @@ class DieAt:
         setattr(self.owner, self.name, dying)
 
 
-def _free_port():
+def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
@@ -57,7 +57,7 @@ def run(main, argv, log, world_size=1, fault=None, seconds=120):
     log: the processes' output goes to `log.RANK`.
     """
     context = multiprocessing.get_context('fork')
-    port = _free_port()
+    port = free_port()
     children = [context.Process(target=_child, args=(main, argv, rank, world_size, port, fault if rank == 0 else None, log))
                 for rank in range(world_size)]
     for child in children:

@@ -14,7 +14,7 @@ import Retrieval
 from dataset.metrics import retrieval_recall
 from dataset.retrieval_dataset import RetrievalEvalDataset, RetrievalTrainDataset
 from models.tokenization_bert import create_tokenizer
-from tests.processes import KILLED, DieAt, run, tail
+from tests.processes import KILLED, DieAt, free_port, run, tail
 from tests.reference import load_reference
 from tests.tiny import arguments
 from utils.config import apply_overrides, read_yaml, resolve
@@ -125,10 +125,10 @@ def test_a_launcher_gives_the_figures_of_one_process(world, fine_tuned, tmp_path
     Retrieval.main(argvs[0])
     torch.set_num_threads(threads)
     environment = {key: value for key, value in os.environ.items() if key != 'OMP_NUM_THREADS'}
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2', '--master_port=29713',
-                           '--use_env', 'Retrieval.py', *argvs[1]],
-                          capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2', f'--master_port={free_port()}', '--use_env',
+               'Retrieval.py', *argvs[1]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[:4000]
     assert records(folders[0]) == records(folders[1]) and len(records(folders[0])) == 1
 
 
