@@ -125,8 +125,8 @@ def test_a_launcher_gives_the_figures_of_one_process(world, fine_tuned, tmp_path
     Retrieval.main(argvs[0])
     torch.set_num_threads(threads)
     environment = {key: value for key, value in os.environ.items() if key != 'OMP_NUM_THREADS'}
-    command = [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2', f'--master_port={free_port()}', '--use_env',
-               'Retrieval.py', *argvs[1]]
+    command = [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2', f'--master_port={free_port()}',
+               '--use_env', 'Retrieval.py', *argvs[1]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[:4000]
     assert records(folders[0]) == records(folders[1]) and len(records(folders[0])) == 1
