@@ -39,9 +39,9 @@ def chance_of(rows):
     texts = sum(len(row['caption']) for row in rows)
     chance = {}
     for k in (1, 5, 10):
-        misses = [math.comb(texts - len(row['caption']), k) / math.comb(texts, k) for row in rows]
+        misses = [math.comb(texts - len(row['caption']), k) / math.comb(texts, min(k, texts)) for row in rows]
         chance[f'txt_r{k}'] = 100 * (1 - sum(misses) / len(rows))
-        chance[f'img_r{k}'] = 100 * k / len(rows)
+        chance[f'img_r{k}'] = 100 * min(k, len(rows)) / len(rows)
     return chance
 
 
@@ -75,8 +75,9 @@ def main(argv=None):
             '-m', 'dataset.batch_picture', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')])
         found = last_record(zero_shot)
         rows = json.loads((WORLD / 'retrieval_test.json').read_text())
-        report = {'itc': {key: found[f'test_itc_{key}'] for key in KEYS}, 'reranked': {key: found[f'test_{key}'] for key in KEYS},
-                  'chance': chance_of(rows), 'loss_itm': last_record(pretrain)['train_loss_itm'], 'seconds': round(seconds, 1)}
+        report = {'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
+                  'reranked': {key: found[f'test_{key}'] for key in KEYS}, 'chance': chance_of(rows),
+                  'loss_itm': last_record(pretrain)['train_loss_itm'], 'seconds': round(seconds, 1)}
         temporary = report_path.with_suffix('.tmp')
         temporary.write_text(json.dumps(report, indent=1))
         os.replace(temporary, report_path)

@@ -149,5 +149,5 @@ def require_images(table, paths_of, key='image_root'):
     found = [(i, path) for i in sample for path in paths_of(table[i])]
     if found and not any(os.path.exists(path) for _, path in found):
         file, row = table.source(found[0][0])
-        raise FileNotFoundError(f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked for; '
-                                f'set {key} to the folder that the annotations\' paths start from')
+        raise FileNotFoundError(f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked '
+                                f'for; set {key} to the folder that the annotations\' paths start from')

@@ -206,7 +206,8 @@ def load_nlvr(model, state, source, head=False):
 def load_bert(text_encoder, name):
     """Hugging Face BERT weights (hub name or folder) into a BertModel or BertWithHead.
 
-    Returns a Report, or a sentence where a folder holds a vocabulary only and the text encoder stays random. Layers that only this model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
+    Returns a Report, or a sentence where a folder holds a vocabulary only and the text encoder stays random. Layers that
+    only this model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
     """
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging

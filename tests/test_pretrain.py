@@ -77,7 +77,8 @@ def test_a_warm_up_before_mining_changes_the_epochs_it_should(world, tmp_path):
     """Random batches before grit_from_epoch are those of the random sampler; sampled negatives before hard ones likewise."""
     def run(name, *settings):
         Pretrain.main(arguments('pretrain', world, tmp_path / name, *settings))
-        return records(tmp_path / name), torch.load(tmp_path / name / 'checkpoint_00.pth', weights_only=True)['ranks'][0]['plan']
+        content = torch.load(tmp_path / name / 'checkpoint_00.pth', weights_only=True)
+        return records(tmp_path / name), content['ranks'][0]['plan']
     grit, grit_plan = run('grit')
     later, later_plan = run('later', 'grit_from_epoch=2')
     never, never_plan = run('random', 'sampler=random')

@@ -76,7 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, uninterrupted,
 
 def test_the_runs_are_real(uninterrupted):
     """Training moved, the order of the last epoch is GRIT's, and the log has its figures."""
-    for processes, (_, text, files) in uninterrupted.items():
+    for _, text, files in uninterrupted.values():
         records = [json.loads(line) for line in text.splitlines()]
         assert [record['epoch'] for record in records] == [0, 1, 2]
         assert records[2]['train_loss_mlm'] < records[0]['train_loss_mlm']
