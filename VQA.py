@@ -19,7 +19,7 @@ from dataset.loader import EpochBatches, create_loader
 from dataset.samplers import EpochPlan, PositionSampler, ShardBatches
 from dataset.text import pre_question
 from dataset.training_set import BadImages, tokenize
-from dataset.transforms import EvalTransform
+from dataset.transforms import eval_transform
 from dataset.vqa_dataset import TEST_WORDS, QuestionSet, VQATrainingSet, read_answer_list, tokenize_answers
 from dataset.vqa_results import accuracy_figures, accuracy_table, check_results, write_results
 from models import create_model
@@ -166,7 +166,7 @@ def ask(args, parser):
     model = create_model('vqa', config, tokenizer).eval()
     load_vqa(model, state, args.checkpoint)
     model.to(device)
-    image = EvalTransform(config['image_res'])(args.image)[None].to(device)
+    image = eval_transform(config)(args.image)[None].to(device)
     for question in args.question:
         text = tokenize(tokenizer, [pre_question(question, TEST_WORDS)])
         with autocast(device, config):

@@ -7,7 +7,7 @@ import torch
 from dataset.annotations import load_annotations
 from dataset.text import pre_caption
 from dataset.training_set import TrainingSet, collate_common, image_key, require_images, tokenize
-from dataset.transforms import TrainTransform
+from dataset.transforms import train_transform
 
 MAX_WORDS = 30
 MAX_TOKENS = 25  # [CLS] included
@@ -23,7 +23,7 @@ class PretrainDataset(TrainingSet):
         table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
-        self.transform = TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'])
+        self.transform = train_transform(config)
         require_images(table, lambda row: [self.path(row)])
 
     def path(self, row):

@@ -9,7 +9,7 @@ from dataset.annotations import load_annotations
 from dataset.images import BadImage
 from dataset.text import pre_caption
 from dataset.training_set import TrainingSet, collate_common, require_images, tokenize_whole
-from dataset.transforms import EvalTransform, TrainTransform
+from dataset.transforms import eval_transform, train_transform
 
 MAX_WORDS = 30
 
@@ -44,7 +44,7 @@ class NLVRDataset(TrainingSet):
     def __init__(self, config, tokenizer, seed):
         self.statements = Statements(config, config['train_file'], tokenizer)
         super().__init__(self.statements.table, seed, config['on_bad_image'])
-        self.transform = TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'])
+        self.transform = train_transform(config)
 
     def example(self, index, rng):
         row = self.table[index]
@@ -68,7 +68,7 @@ class NLVREvalDataset(Dataset):
     def __init__(self, config, files, tokenizer):
         self.statements = Statements(config, files, tokenizer)
         self.table, self.on_bad_image = self.statements.table, config['on_bad_image']
-        self.resolution, self.transform = config['image_res'], EvalTransform(config['image_res'])
+        self.resolution, self.transform = config['image_res'], eval_transform(config)
 
     def __len__(self):
         return len(self.table)

@@ -13,7 +13,7 @@ from dataset.annotations import load_annotations
 from dataset.images import BadImage
 from dataset.text import pre_caption
 from dataset.training_set import TrainingSet, collate_common, require_images, tokenize, tokenize_whole
-from dataset.transforms import EvalTransform, TrainTransform
+from dataset.transforms import eval_transform, train_transform
 
 MAX_WORDS = 30
 MAX_TOKENS = 30  # [CLS] included, in evaluation only: a training caption is not cut
@@ -32,7 +32,7 @@ class RetrievalTrainDataset(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
-        self.transform = TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'])
+        self.transform = train_transform(config)
         numbers = {}
         ids = table.column('image_id')
         ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
@@ -63,7 +63,7 @@ class RetrievalEvalDataset(Dataset):
     def __init__(self, config, files, tokenizer):
         self.table = load_annotations(files, 'retrieval_eval', config['annotation_cache'])
         self.root, self.tokenizer, self.on_bad_image = config['image_root'], tokenizer, config['on_bad_image']
-        self.resolution, self.transform = config['image_res'], EvalTransform(config['image_res'])
+        self.resolution, self.transform = config['image_res'], eval_transform(config)
         self.max_tokens = min(MAX_TOKENS, config['bert_config'].get('max_position_embeddings', 512))
         require_images(self.table, lambda row: [self.path(row)])
         self.texts, self.txt2img, self.img2txt = [], {}, {}

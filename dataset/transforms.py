@@ -66,6 +66,17 @@ class EvalTransform:
         return normalise(image)
 
 
+def train_transform(config):
+    """The training transform that a configuration asks for."""
+    return TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'],
+                          config['reduced_decode'])
+
+
+def eval_transform(config):
+    """The evaluation transform that a configuration asks for."""
+    return EvalTransform(config['image_res'], config['reduced_decode'])
+
+
 def read_resized(source, choose_box, resolution, reduced_decode):
     """The part of a source inside `choose_box(width, height)`, at R x R: [R, R, 3] uint8.
 

@@ -15,7 +15,7 @@ from dataset.annotations import load_annotations
 from dataset.images import BadImage
 from dataset.text import pre_question
 from dataset.training_set import TrainingSet, collate_common, require_images, tokenize, tokenize_whole
-from dataset.transforms import EvalTransform, TrainTransform
+from dataset.transforms import eval_transform, train_transform
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
 TRAIN_TOKENS = 25  # [CLS] included
@@ -36,7 +36,7 @@ class VQATrainingSet(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.roots, self.tokenizer, self.eos = image_roots(config), tokenizer, config['eos']
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
-        self.transform = TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'])
+        self.transform = train_transform(config)
         has_answer = table.holding('answer')
         if not has_answer.all():
             file, row = table.source(int(has_answer.argmin()))
@@ -80,7 +80,7 @@ class QuestionSet(Dataset):
         self.split = split
         self.table = load_annotations(config[f'{split}_file'], 'vqa', config['annotation_cache'])
         self.roots, self.tokenizer, self.on_bad_image = image_roots(config), tokenizer, config['on_bad_image']
-        self.resolution, self.transform = config['image_res'], EvalTransform(config['image_res'])
+        self.resolution, self.transform = config['image_res'], eval_transform(config)
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
         self.annotated = self.table.holding('answer').nonzero()[0].tolist()
         self.question_ids = np.asarray(self.table.column('question_id'), dtype=object).tolist()

@@ -123,6 +123,7 @@ KEYS = {
     'crop_scale': _key(scale, _by_task(pretrain=[0.2, 1.0], nlvr_pretrain=[0.2, 1.0], other=[0.5, 1.0])),
     'flip': _key(flag, True),
     'randaugment': _key(flag_or_names, True),
+    'reduced_decode': _key(flag, True),
     'num_workers': _key(count0, 4),
     'on_bad_image': _key(one_of('skip', 'error'), 'skip'),
     # batches
