@@ -91,7 +91,8 @@ def main(argv=None):
         print('In these few minutes matching has learned nothing beyond "no match", so re-ranking by it does not help; '
               'docs/shapes.md shows the longer run in which it does.')
     print(f'\nGRIT\'s mini-batches beside random ones: {OUTPUT}/hard_batches.png\n'
-          f'queries with what they found:            {OUTPUT}/retrieval.html\nfigures:                                 {report_path}')
+          f'queries with what they found:            {OUTPUT}/retrieval.html\n'
+          f'figures:                                 {report_path}')
 
 
 if __name__ == '__main__':
