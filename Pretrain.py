@@ -54,7 +54,8 @@ def train_epoch(run, model, loader, plan, optimizer, config, device, kept, save)
         optimize(sum(out[name] for name in LOSSES), model, optimizer, config)
 
         # GRIT: the features of this step, as they were before its update, go into the queue.
-        collect(collector, batch, out['image_feat'], out['text_feat'])
+        if is_grouped(run.epoch + 1, config):
+            collect(collector, batch, out['image_feat'], out['text_feat'])
         similarity.update(out['image_feat'], out['text_feat'])
         averages.update(**{name: out[name] for name in (*LOSSES, 'itm_acc')}, temp=unwrap(model).temp)
         kept['bad_images'].record(batch['bad'])
@@ -66,6 +67,11 @@ def train_epoch(run, model, loader, plan, optimizer, config, device, kept, save)
             save(run)
     progress.close()
     return lr
+
+
+def is_grouped(epoch, config):
+    """Whether GRIT orders an epoch; the first is always random, and so are those before `grit_from_epoch`."""
+    return config['sampler'] == 'grit' and epoch >= max(1, config['grit_from_epoch'])
 
 
 def collect(collector, batch, image_feat, text_feat):
@@ -84,7 +90,7 @@ def plan_next_epoch(epoch, plan, collector, config, args):
     Returns the seconds that grouping took over the last epoch.
     """
     grouping_seconds = 0.
-    if config['sampler'] == 'grit' and epoch >= config['grit_from_epoch']:
+    if is_grouped(epoch, config):
         grouped = collector.finish()
         grouping_seconds = collector.grouping_seconds
         plan.start_grit(epoch, grouped, across_ranks=args.mini_batch_shuffle_across_gpu,
