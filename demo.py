@@ -88,8 +88,7 @@ def main(argv=None):
     itm = report['loss_itm']
     print(f'\nmatching loss (ITM) {itm:.4f}; always answering "no match" gives {MAJORITY_LOSS}')
     if itm > MAJORITY_LOSS - 0.01:
-        print('In these few minutes matching has learned nothing beyond "no match", so re-ranking by it does not help; '
-              'docs/shapes.md shows the longer run in which it does.')
+        print('In these few minutes matching has learned nothing beyond "no match", so re-ranking by it does not help.')
     print(f'\nGRIT\'s mini-batches beside random ones: {OUTPUT}/hard_batches.png\n'
           f'queries with what they found:            {OUTPUT}/retrieval.html\n'
           f'figures:                                 {report_path}')

@@ -74,8 +74,9 @@ def main(argv=None):
     table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
     order = content['ranks'][0]['plan']['order'].numpy()
     shuffled = np.random.default_rng(0).permutation(len(table))
-    columns = {'From GRIT\'s mini-batches: hard negatives': choose_batches(order, config['batch_size'], args.batches, args.shown),
-               'From random mini-batches: easy ones': choose_batches(shuffled, config['batch_size'], args.batches, args.shown)}
+    chosen = (config['batch_size'], args.batches, args.shown)
+    columns = {'From GRIT\'s mini-batches: hard negatives': choose_batches(order, *chosen),
+               'From random mini-batches: easy ones': choose_batches(shuffled, *chosen)}
     draw_batches(columns, table, config['image_root'], args.out)
     print(f'{args.out}: mini-batches of the epoch after {newest}')
 

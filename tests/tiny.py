@@ -11,7 +11,8 @@ MODEL = ['image_res=32', 'vit={patch_size: 16, embed_dim: 32, depth: 1, num_head
 
 TASKS = {
     'pretrain': ('Pretrain', ['train_file=[{world}/pretrain.json]', 'image_root={world}', 'embed_dim=16', 'batch_size=4',
-                              'queue_size=16', 'search_space=8', 'train_epochs=2']),
+                              'queue_size=16', 'search_space=8', 'train_epochs=2', 'grit_from_epoch=0',
+                              'hard_negatives_from_epoch=0']),
     'retrieval': ('Retrieval', ['train_file=[{world}/retrieval_train.json]', 'val_file={world}/retrieval_val.json',
                                 'test_file={world}/retrieval_test.json', 'image_root={world}', 'embed_dim=16',
                                 'batch_size_train=8', 'batch_size_test=8', 'k_test=4', 'schedular.epochs=2']),
