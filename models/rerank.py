@@ -22,7 +22,8 @@ import torch
 from utils import distributed
 from utils.log import Progress
 
-TEXTS_AT_ONCE = 128  # texts of one image in a forward: enough to fill a GPU, few enough to be of like length
+TEXTS_AT_ONCE = 128  # texts of one image in a forward: enough to fill a GPU
+LENGTHS_AT_ONCE = 4  # different lengths in a forward: texts are padded by three tokens at most
 ROWS_AT_ONCE = 1024  # rows whose best candidates are looked for at a time: bounds the memory that this takes
 NOT_SCORED = -100.
 
@@ -153,11 +154,18 @@ def score_texts(model, tokens, encoded, texts):
     if len(texts) == 0:
         return scores
     memory = model.text_encoder.project(tokens[None].to(device))  # one (key, value) a layer, each [1, H, P, d]
-    for some in encoded.text_lengths[texts].argsort(stable=True).split(TEXTS_AT_ONCE):
+    for some in like_length(encoded.text_lengths[texts]):
         hidden, mask = padded(encoded, texts[some], device)
         fused = model.text_encoder(mode='fusion', hidden=hidden, attention_mask=mask, memory=memory, first_only=True)
         scores[some.to(device)] = model.itm_head(fused[:, 0])[:, 1].float()
     return scores
+
+
+def like_length(lengths):
+    """Batches of texts of like length: lengths [n] -> positions in it, as a list of tensors."""
+    order = lengths.argsort(stable=True)
+    sizes = torch.unique_consecutive(lengths[order] // LENGTHS_AT_ONCE, return_counts=True)[1].tolist()
+    return [batch for group in order.split(sizes) for batch in group.split(TEXTS_AT_ONCE)]
 
 
 def padded(encoded, texts, device):

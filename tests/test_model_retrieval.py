@@ -197,15 +197,15 @@ def test_scores_equal_one_pair_after_the_other(tiny_tokenizer, monkeypatch, k):
     project, forward = model.text_encoder.project, model.text_encoder.forward
     monkeypatch.setattr(model.text_encoder, 'project', lambda states: (projected.append(len(states)), project(states))[1])
     monkeypatch.setattr(model.text_encoder, 'forward', lambda *args, **kwargs: (
-        rows.append(len(kwargs['hidden'])) if kwargs['mode'] == 'fusion' else None, forward(*args, **kwargs))[1])
+        rows.append(kwargs['attention_mask'].sum(dim=1)) if kwargs['mode'] == 'fusion' else None, forward(*args, **kwargs))[1])
     scores = model.score_matrices(images.split(3), [SimpleNamespace(input_ids=ids[i:i + 8], attention_mask=mask[i:i + 8])
                                                     for i in range(0, 20, 8)], k)
     for ours, wanted in zip(scores, expected, strict=True):
         assert torch.equal(ours == -100, wanted == -100)
         assert (ours - wanted).abs().max() < 1e-4
     either = (expected[0] > -100) | (expected[1].t() > -100)
-    assert projected == [1] * int(either.any(dim=1).sum()) and sum(rows) == int(either.sum())
-    assert all(size <= 4 for size in rows)
+    assert projected == [1] * int(either.any(dim=1).sum()) and sum(map(len, rows)) == int(either.sum())
+    assert all(len(lengths) <= 4 and lengths.max() - lengths.min() < 4 for lengths in rows)
 
 
 def test_batches_of_all_ranks_come_in_order(monkeypatch):
@@ -226,7 +226,7 @@ def test_batches_of_all_ranks_come_in_order(monkeypatch):
         assert sorted(firsts) == [0, 4, 7, 9]
 
 
-@pytest.mark.parametrize('words, share', [(10.5, 0.2), (60, 0.25)])
+@pytest.mark.parametrize('words, share', [(10.5, 0.16), (60, 0.25)])
 def test_re_ranking_takes_at_most_a_quarter_of_the_official_operations(words, share):
     """At full size, 384 px: captions of ten words and [CLS], and the worst case, captions that fill all 30 tokens."""
     encoded = random_encoded(images=6, captions=5, words=words, tokens=577)
