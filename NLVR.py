@@ -154,6 +154,8 @@ def main(argv=None):
     tokenizer = create_tokenizer(args.text_encoder)
     check_vocabulary(tokenizer, config['bert_config'], args.text_encoder)
     splits = evaluation_splits(config, tokenizer, device)
+    if args.evaluate and not splits:
+        raise ValueError(f'--evaluate: {args.config} names neither a val_file nor a test_file')
 
     # Model: from where the run stopped, or from starting weights.
     model = create_model('nlvr', config, tokenizer)

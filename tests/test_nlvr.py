@@ -116,6 +116,8 @@ def test_evaluation_alone_agrees_with_the_run(world, tmp_path, tuned, pretrained
         NLVR.main(arguments('nlvr', world, tmp_path, flags=['--evaluate', '--checkpoint', str(pretrained)]))
     with pytest.raises(ValueError, match='nothing to evaluate'):
         NLVR.main(arguments('nlvr', world, tmp_path, flags=['--evaluate']))
+    with pytest.raises(ValueError, match='names neither a val_file nor a test_file'):
+        NLVR.main(arguments('nlvr', world, tmp_path, 'val_file=null', 'test_file=null', flags=flags))
 
 
 def test_text_assignment_evaluates_too(world, tmp_path, assigned):
