@@ -1,72 +1,32 @@
 """Pre-training with GRIT: grouped mini-batch sampling for vision-language pre-training (arXiv 2208.04060).
 
 While epoch e trains, the features of every step are collected in queues; full queues are grouped into chains of similar
-examples; the chains, cut into mini-batches whose places are shuffled, are the order of epoch e + 1. Nothing is encoded
-twice, and the hardest negatives in a mini-batch are really hard.
+examples; the chains, cut into mini-batches that are permuted, are the order of epoch e + 1. Nothing is encoded twice,
+and the hardest negatives of a mini-batch are really hard.
 
     python -m torch.distributed.launch --nproc_per_node=4 --use_env Pretrain.py \\
         --config ./configs/Pretrain.yaml --output_dir output/Pretrain/
 """
 
-import time
-
 import torch
 
-from dataset.batch_similarity import BatchSimilarity
 from dataset.caption_dataset import PretrainDataset
-from dataset.grit import GritCollector
-from dataset.loader import EpochBatches, create_loader
-from dataset.samplers import EpochPlan, PositionSampler
-from dataset.training_set import BadImages
-from dataset.warmstart import kept_order
+from dataset.grit.batch_similarity import BatchSimilarity
+from dataset.grit.collector import GritCollector
+from dataset.grit.warmstart import saved_order
+from engine import TrainingRun, find_checkpoint
 from models import create_model
-from models.checkpoint import load_bert, load_deit, load_pretrain, model_state, read_checkpoint
 from models.tokenization_bert import create_tokenizer
-from optim import create_optimizer, set_learning_rate
-from scheduler import learning_rate
+from models.weights import load_bert, load_deit, load_pretrain, read_weights
 from utils import distributed
 from utils.arguments import add_flag, create_parser
-from utils.checkpoint import STEP_FILE, Run, complete_epoch, find_run, resume_run, save_run, unwrap
-from utils.log import Averages, Progress, append_log, say, start_log, write_log
-from utils.setup import autocast, check_vocabulary, optimize, start, to_device
+from utils.entry import run_main
+from utils.log import Averages, print_rank0
+from utils.setup import autocast, finish_evaluation, start, to_device, unwrap
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
-MAJORITY_ITM = 'always answering "no match" gives itm_acc 0.6667 and loss_itm 0.6365'
-
-
-def train_epoch(run, model, loader, plan, optimizer, config, device, kept, save):
-    """Train on the batches of epoch `run.epoch` from step `run.step` on, and collect features for the grouping.
-
-    kept: {name: object} with what an epoch accumulates, see `main`; save: called with the Run of a checkpoint inside the epoch.
-    Returns the learning rate of the last step.
-    """
-    model.train()
-    averages, similarity, collector = kept['averages'], kept['similarity'], kept['collector']
-    progress = Progress(f'epoch {run.epoch}', plan.steps, run.step, config['print_freq'],
-                        config['batch_size'] * distributed.world_size(), device=device)
-    for step, batch in enumerate(loader, start=run.step):
-        lr = learning_rate(config['schedular'], run.epoch, step)
-        set_learning_rate(optimizer, lr)
-        image = batch['image'].to(device, non_blocking=True)
-        image_key = batch['image_key'].to(device, non_blocking=True)
-        with autocast(device, config):
-            out = model(image, batch['text'].to(device), image_key)
-        optimize(sum(out[name] for name in LOSSES), model, optimizer, config)
-
-        # GRIT: the features of this step, as they were before its update, go into the queue.
-        if is_grouped(run.epoch + 1, config):
-            collect(collector, batch, out['image_feat'], out['text_feat'])
-        similarity.update(out['image_feat'], out['text_feat'])
-        averages.update(**{name: out[name] for name in (*LOSSES, 'itm_acc')}, temp=unwrap(model).temp)
-        kept['bad_images'].record(batch['bad'])
-
-        if progress.due(step):
-            progress.report(step, lr=lr, **averages.recent())
-        if config['save_every'] and (run.epoch * plan.steps + step + 1) % config['save_every'] == 0 and step + 1 < plan.steps:
-            run.step = step + 1
-            save(run)
-    progress.close()
-    return lr
+METRICS = (*LOSSES, 'itm_acc')
+MAJORITY_ITM = 'ITM that always predicts "no match" has itm_acc 0.6667 and loss_itm 0.6365'
 
 
 def is_grouped(epoch, config):
@@ -75,128 +35,112 @@ def is_grouped(epoch, config):
 
 
 def collect(collector, batch, image_feat, text_feat):
-    """Queue the features under their examples' indices; an example whose image was replaced is kept without features."""
+    """Queue the features [N, E] under their examples' indices; an example whose image was replaced has no features."""
     index, requested = batch['index'], batch['requested']
     own = index == requested  # on the CPU: nothing waits for the device
     if not own.all():
-        collector.set_aside(requested[~own])
+        collector.add_ungrouped(requested[~own])
         image_feat, text_feat = image_feat[own.to(image_feat.device)], text_feat[own.to(text_feat.device)]
     collector.add(index[own], image_feat, text_feat)
 
 
-def plan_next_epoch(epoch, plan, collector, config, args):
-    """Group what the last epoch collected and lay out the order of `epoch`: GRIT's, or a random one.
-
-    Returns the seconds that grouping took over the last epoch.
-    """
-    grouping_seconds = 0.
+def set_next_order(run, epoch, collector, args, config):
+    """Set the order of `epoch`: GRIT's grouping of what was collected, or a random one."""
     if is_grouped(epoch, config):
-        grouped = collector.finish()
-        grouping_seconds = collector.grouping_seconds
-        plan.start_grit(epoch, grouped, across_ranks=args.mini_batch_shuffle_across_gpu,
-                        gather=distributed.all_gather_tensors)
+        run.plan.set_grit_order(epoch, collector.finish_epoch(), across_ranks=args.mini_batch_shuffle_across_gpu)
+        print_rank0(f'grouping took {collector.grouping_seconds / run.seconds():.2%} of the epoch')
     else:
-        plan.start_random(epoch, gather=distributed.all_gather_tensors)
+        run.plan.set_random_order(epoch)
     collector.begin_epoch(epoch)
-    return grouping_seconds
 
 
 @torch.no_grad()
-def evaluate(model, loader, config, device):
-    """Mean losses and matching accuracy over the training files, in evaluation mode: {val_...: mean}."""
-    model.eval()
-    averages = Averages((*LOSSES, 'itm_acc'), device)
-    for batch in loader:
+def evaluate(run, config, device):
+    """Mean losses and ITM accuracy over the training files, in evaluation mode: {val_...: mean}."""
+    run.model.eval()
+    averages = Averages(METRICS, device)
+    for batch in run.evaluation_batches():
         with autocast(device, config):
-            out = model(batch['image'].to(device), batch['text'].to(device), batch['image_key'].to(device))
-        averages.update(**{name: out[name] for name in averages.names})
-    return {f'val_{name}': value for name, value in averages.epoch().items()}
+            out = run.model(batch['image'], batch['text'], batch['image_key'])
+        averages.update(**{name: out[name] for name in METRICS})
+    result = {f'val_{name}': value for name, value in averages.epoch().items()}
+    print_rank0(result)
+    return result
 
 
-def initialise(model, args, config):
-    """Starting weights: the checkpoint's where one is given, else BERT's and DeiT's where they are to be had."""
+def initialize(model, args, config):
+    """Starting weights: those of --checkpoint, else BERT's and DeiT's if available."""
     if args.checkpoint:
-        say(load_pretrain(model, model_state(read_checkpoint(args.checkpoint), args.checkpoint), args.checkpoint))
+        print_rank0(load_pretrain(model, read_weights(args.checkpoint), args.checkpoint))
         return
-    say(load_bert(model.text_encoder, args.text_encoder))
+    print_rank0(load_bert(model.text_encoder, args.text_encoder))
     if config['init_deit']:
-        say(load_deit(model.visual_encoder, config['init_deit'], config['vit']))
+        print_rank0(load_deit(model.visual_encoder, config['init_deit'], config['vit']))
     else:
-        say('image encoder: starts at random (init_deit: false)')
+        print_rank0('image encoder: random weights (init_deit: false)')
+
+
+def parse_arguments(argv):
+    parser = create_parser('pretrain', 'Pre-train with grouped mini-batch sampling.')
+    add_flag(parser, '--index_warmstart', False, 'use the order that is saved in output_dir for epoch 0')
+    add_flag(parser, '--mini_batch_shuffle_across_gpu', False, 'shuffle the mini-batches of all ranks together')
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
-    parser = create_parser('pretrain', 'Pre-train with grouped mini-batch sampling.')
-    add_flag(parser, '--index_warmstart', False, 'epoch 0 plays the order kept in output_dir')
-    add_flag(parser, '--mini_batch_shuffle_across_gpu', False, 'shuffle the mini-batches of all ranks together')
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
     config, device = start('pretrain', args)
-    rank, world_size = distributed.rank(), distributed.world_size()
 
-    # Data, and who plays what in the first epoch.
-    tokenizer = create_tokenizer(args.text_encoder)
-    check_vocabulary(tokenizer, config['bert_config'], args.text_encoder)
+    # Model and data. A resumed run takes its weights from its checkpoint, a new one from --checkpoint or BERT and DeiT.
+    tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
     dataset = PretrainDataset(config, tokenizer, args.seed)
-    plan = EpochPlan(len(dataset), config['batch_size'], rank, world_size, args.seed)
-    batches = EpochBatches()
-    loader = create_loader(dataset, batches, config['num_workers'], device)
-    say(f'{len(dataset)} pairs, {plan.steps} steps an epoch')
-
-    # Model: from where the run stopped, or from starting weights.
     model = create_model('pretrain', config, tokenizer)
-    resume_from = find_run(args.output_dir, 'pretrain', args.checkpoint) if args.resume else None
+    resume_from = find_checkpoint('pretrain', args)
     if not resume_from:
-        initialise(model, args, config)
+        initialize(model, args, config)
     model = to_device(model, device, config)
+
+    # GRIT's queues, and how similar the neighbours in the batches were.
+    collector = GritCollector(config['queue_size'], config['search_space'], args.seed, distributed.rank())
+    similarity = BatchSimilarity()
+    run = TrainingRun(
+        'pretrain',
+        model,
+        dataset,
+        args,
+        config,
+        device,
+        metrics=(*METRICS, 'temp'),
+        batch_size=config['batch_size'],
+        epochs=config['train_epochs'],
+        state={'collector': collector, 'similarity': similarity},
+    )
     if args.evaluate:
-        if resume_from:
-            load_pretrain(unwrap(model), model_state(read_checkpoint(resume_from), resume_from), resume_from)
-        plan.start_random(0, gather=distributed.all_gather_tensors)
-        batches.play(0, PositionSampler(plan.order, config['batch_size']))
-        result = evaluate(model, loader, config, device)
-        say(result)
-        return append_log(args.output_dir, result)
-    optimizer = create_optimizer(config['optimizer'], model)
+        return finish_evaluation(args, evaluate(run, config, device))
+    warmstart = args.index_warmstart and not resume_from
+    run.begin(resume_from, saved_order(args.output_dir) if warmstart else None)
 
-    # What an epoch accumulates; with the plan and the generators it makes a checkpoint the whole run.
-    kept = {'plan': plan, 'averages': Averages((*LOSSES, 'itm_acc', 'temp'), device), 'similarity': BatchSimilarity(),
-            'collector': GritCollector(config['queue_size'], config['search_space'], args.seed, rank),
-            'bad_images': BadImages(args.output_dir, len(dataset))}
-
-    def save(run):
-        save_run(f'{args.output_dir}/{STEP_FILE}', 'pretrain', run, model, optimizer, config, kept)
-
-    if resume_from:
-        run = resume_run(resume_from, 'pretrain', model, optimizer, config, kept)
-    else:
-        run = Run()
-        start_log(args.output_dir)
-        if args.index_warmstart:
-            plan.play(kept_order(args.output_dir), gather=distributed.all_gather_tensors)
-        else:
-            plan.start_random(0, gather=distributed.all_gather_tensors)
-    write_log(args.output_dir, run.records)
-
-    for epoch in range(run.epoch, config['train_epochs']):
-        began = time.perf_counter()
+    for epoch in run.epochs():
         hard = epoch >= config['hard_negatives_from_epoch']
         unwrap(model).itm_negatives = config['itm_negatives'] if hard else 'sampled'
-        batches.play(epoch, PositionSampler(plan.order, config['batch_size'], run.step))
-        lr = train_epoch(run, model, loader, plan, optimizer, config, device, kept, save)
-        sim_neighbour, sim_random = kept['similarity'].epoch()
-        record = {'epoch': epoch, 'train_lr': lr, **{f'train_{k}': v for k, v in kept['averages'].epoch().items()},
-                  'train_sim_neighbour': sim_neighbour, 'train_sim_random': sim_random}
-        grouping_seconds = plan_next_epoch(epoch + 1, plan, kept['collector'], config, args)
-        kept['averages'].reset()
-        kept['similarity'].reset()
-        kept['bad_images'].write()
+        for batch in run.batches():
+            with autocast(device, config):
+                out = model(batch['image'], batch['text'], batch['image_key'])
+            run.optimize(sum(out[name] for name in LOSSES))
+            run.log(**{name: out[name] for name in METRICS}, temp=unwrap(model).temp)
 
-        run = complete_epoch(args.output_dir, 'pretrain', run, record, model, optimizer, config, kept)
-        seconds = time.perf_counter() - began
-        say('  '.join(f'{k} {v:.6g}' for k, v in record.items()))
-        say(f'epoch {epoch} took {seconds:.1f} s, of which grouping {grouping_seconds / seconds:.2%}; {MAJORITY_ITM}')
+            # GRIT collects the features of this step, from before its update.
+            if is_grouped(epoch + 1, config):
+                collect(collector, batch, out['image_feat'], out['text_feat'])
+            similarity.update(out['image_feat'], out['text_feat'])
+
+        neighbour, random_pair = similarity.epoch()
+        record = run.summary() | {'train_sim_neighbour': neighbour, 'train_sim_random': random_pair}
+        set_next_order(run, epoch + 1, collector, args, config)
+        run.end_epoch(record)
+        print_rank0(MAJORITY_ITM)
     distributed.close()
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

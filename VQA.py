@@ -1,279 +1,170 @@
-"""Visual question answering: fine-tuning on VQA v2 and Visual Genome, ranking of a list of answers, and scoring (ALBEF).
+"""Visual question answering: fine-tuning, ranking of a list of answers, and scoring (ALBEF).
 
-A question is read over its image, and a decoder learns to say the answers that annotators gave. To answer, every answer of
-the list is ranked by its first token, and the best `k_test` by all their tokens.
+An encoder reads a question and its image, and a decoder learns to generate the answers of the annotators. To answer,
+the decoder ranks every answer of the list by its first token, and the best `k_test` by all their tokens.
 
     python -m torch.distributed.launch --nproc_per_node=4 --use_env VQA.py \\
         --config ./configs/VQA.yaml --output_dir output/vqa/ --checkpoint [Pretrained checkpoint]
 
-    python VQA.py --evaluate --checkpoint output/vqa/checkpoint_07.pth --image a.jpg --question "what color is the cat?"
+`python predict.py answer` answers a question about one image.
 """
 
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from dataset.loader import EpochBatches, create_loader
-from dataset.samplers import EpochPlan, PositionSampler, ShardBatches
-from dataset.text import pre_question
-from dataset.training_set import BadImages, tokenize
-from dataset.transforms import eval_transform
-from dataset.vqa_dataset import TEST_WORDS, QuestionSet, VQATrainingSet, read_answer_list, tokenize_answers
-from dataset.vqa_results import accuracy_figures, accuracy_table, check_results, write_results
+from dataset.loader import evaluation_splits, move_batch
+from dataset.vqa_dataset import AnswerList, VQAEvalDataset, VQATrainingSet, read_answer_list
+from engine import TrainingRun, find_checkpoint
+from evaluation.vqa_results import accuracy_metrics, accuracy_table, check_results, write_results
 from models import create_model
-from models.checkpoint import load_bert, model_state, read_checkpoint
-from models.model_vqa import is_vqa, load_vqa
-from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer
-from optim import create_optimizer, set_learning_rate
-from scheduler import distillation_weight, learning_rate
+from models.tokenization_bert import create_tokenizer
+from models.weights import is_vqa, load_bert, load_vqa, model_state, read_checkpoint
 from utils import distributed
 from utils.arguments import create_parser
-from utils.checkpoint import STEP_FILE, Run, complete_epoch, find_run, resume_run, save_run, unwrap
-from utils.config import apply_overrides, read_yaml, resolve
-from utils.log import Averages, Progress, append_log, say, start_log, write_log
-from utils.setup import autocast, check_vocabulary, one_thread, optimize, start, to_device
-
-SHOWN = 5  # answers to a question of the command line
-
-
-def train_epoch(run, model, loader, plan, optimizer, config, device, kept, save):
-    """Train on the batches of epoch `run.epoch` from step `run.step` on.
-
-    kept: {name: object} with what an epoch accumulates, see `main`; save: called with the Run of a checkpoint inside the epoch.
-    Returns the learning rate of the last step.
-    """
-    model.train()
-    averages = kept['averages']
-    progress = Progress(f'epoch {run.epoch}', plan.steps, run.step, config['print_freq'],
-                        config['batch_size_train'] * distributed.world_size(), 'questions', device)
-    for step, batch in enumerate(loader, start=run.step):
-        lr = learning_rate(config['schedular'], run.epoch, step)
-        set_learning_rate(optimizer, lr)
-        alpha = distillation_weight(config, run.epoch, step, plan.steps)
-        image, k, weights = (batch[name].to(device, non_blocking=True) for name in ('image', 'k', 'weights'))
-        with autocast(device, config):
-            loss = model(image, batch['question'].to(device), batch['answer'].to(device), k=k, weights=weights, alpha=alpha)
-        optimize(loss, model, optimizer, config)
-
-        averages.update(loss=loss)
-        kept['bad_images'].record(batch['bad'])
-        if progress.due(step):
-            progress.report(step, lr=lr, **averages.recent())
-        if config['save_every'] and (run.epoch * plan.steps + step + 1) % config['save_every'] == 0 and step + 1 < plan.steps:
-            run.step = step + 1
-            save(run)
-    progress.close()
-    return lr
+from utils.entry import run_main
+from utils.errors import InputError
+from utils.log import Progress, print_gathered, print_rank0
+from utils.setup import autocast, finish_evaluation, one_thread, start, to_device, unwrap
 
 
 @torch.no_grad()
-def answer_questions(model, questions, answers, config, device):
-    """Answer every question of a split exactly once, this process its share. Returns on rank 0 [{question_id, answer}] in
-    the order of the split, elsewhere None (a collective)."""
+def predict(model, questions, loader, answers, config, device):
+    """Answer every question of a split exactly once, each process its shard (a collective).
+
+    Returns on rank 0 [{question_id, answer}] in the order of the split, elsewhere None.
+    """
     model.eval()
-    tokens = answers.tokens.to(device)
-    batches = ShardBatches(len(questions), config['batch_size_test'], distributed.rank(), distributed.world_size())
-    progress = Progress(f'{questions.split} questions', len(batches), 0, config['print_freq'],
-                        config['batch_size_test'] * distributed.world_size(), 'questions', device)
-    chosen, notes = {}, []
-    for step, batch in enumerate(create_loader(questions, batches, config['num_workers'], device)):
+    tokens, k, every = answers.tokens.to(device), config['k_test'], config['print_freq']
+    unit_size = config['batch_size_test'] * distributed.world_size()
+    progress = Progress(f'{questions.split} questions', len(loader), 0, every, unit_size, 'questions', device)
+    predicted, bad = {}, []
+    for step, batch in enumerate(loader):
+        moved = move_batch(batch, device)
         with one_thread(device), autocast(device, config):
-            ids, _ = unwrap(model).rank_answers(batch['image'].to(device), batch['question'].to(device), tokens,
-                                                config['k_test'])
-        chosen |= zip(batch['index'].tolist(), ids[:, 0].tolist(), strict=True)
-        notes += batch['notes']
+            ids, _ = unwrap(model).rank_answers(moved['image'], moved['question'], tokens, k)
+        predicted |= zip(batch['index'].tolist(), ids[:, 0].tolist(), strict=True)
+        bad += batch['bad']
         if progress.due(step):
             progress.report(step)
     progress.close()
 
-    shares = distributed.gather_objects((chosen, notes))
-    if shares is None:
+    print_gathered(bad)
+    shards = distributed.gather_objects(predicted)
+    if shards is None:
         return None
-    for note in (note for _, some in shares for note in some):
-        say(note)
-    chosen = {index: answer for some, _ in shares for index, answer in some.items()}
-    return [{'question_id': questions.question_ids[index], 'answer': answers.texts[chosen[index]]} for index in sorted(chosen)]
+    predicted = {index: answer for shard in shards for index, answer in shard.items()}
+    return [
+        {'question_id': questions.question_ids[index], 'answer': answers.texts[predicted[index]]}
+        for index in sorted(predicted)
+    ]
 
 
 def evaluate(model, splits, answers, epoch, config, device, folder, all_splits):
-    """Answer the questions of the splits that have true answers, or of `all_splits`; write the answers, score what can be.
+    """Answer the questions of the splits that have true answers, or of `all_splits`; write the answers, score them if
+    possible.
 
-    Returns on every rank the figures for log.txt: {val_overall: percent, ...} (a collective).
+    Returns on every rank the metrics for log.txt: {val_overall: percent, ...} (a collective).
     """
-    figures = {}
-    for questions in splits:
-        if not (questions.annotated or all_splits):
-            continue
-        results = answer_questions(model, questions, answers, config, device)
-        path = Path(folder, 'result', f'vqa_{"" if questions.split == "test" else "val_"}result_epoch{epoch}.json')
-        figures |= distributed.main_first(partial(finish, questions, results, path))
-    return figures
+    metrics = {}
+    for split, (questions, loader) in splits.items():
+        if questions.annotated or all_splits:
+            results = predict(model, questions, loader, answers, config, device)
+            name = 'vqa' if split == 'test' else 'vqa_val'
+            path = Path(folder, 'result', f'{name}_result_epoch{epoch}.json')
+            metrics |= distributed.main_first(partial(write_and_score, questions, results, path))
+    return metrics
 
 
-def finish(questions, results, path):
-    """Check and write the answers to a split; score them where the true ones are known -> figures for log.txt."""
+def write_and_score(questions, results, path):
+    """Check and write the answers to a split; score them if true answers are known -> metrics for log.txt."""
     check_results(results, questions.question_ids)
     write_results(path, results)
-    say(f'{len(results)} answers to the {questions.split} questions are in {path}')
+    print_rank0(f'{len(results)} answers to the {questions.split} questions are in {path}')
     if not questions.annotated:
         return {}
     rows, results = questions.annotated_rows(), [results[index] for index in questions.annotated]
-    say('\n'.join(accuracy_table(results, rows)))
-    return {f'{questions.split}_{name}': value for name, value in accuracy_figures(results, rows).items()}
+    print_rank0('\n'.join(accuracy_table(results, rows)))
+    return {f'{questions.split}_{name}': value for name, value in accuracy_metrics(results, rows).items()}
 
 
-class Answers:
-    """The list of answers, and the vocabulary they are written in: what a checkpoint needs besides weights and
-    configuration to be asked a question anywhere."""
+def initialize(model, args):
+    """Starting weights: those of --checkpoint, else BERT's if available.
 
-    def __init__(self, texts, tokenizer, eos):
-        self.texts, self.tokenizer = texts, tokenizer
-        self.tokens = tokenize_answers(tokenizer, texts, eos)
-
-    def state_dict(self):
-        return {'texts': list(self.texts), 'tokenizer': pack_tokenizer(self.tokenizer)}
-
-    def load_state_dict(self, state):
-        if state['texts'] != self.texts:
-            say(f'--resume: the list of answers has changed, from {len(state["texts"])} to {len(self.texts)} answers')
-
-
-def ask(args, parser):
-    """Answer the questions of the command line about one image: the best answers with their probabilities.
-
-    Configuration, answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
-    """
-    if not (args.image and args.question and args.checkpoint):
-        raise ValueError('to ask about an image, give all of --checkpoint, --image and --question')
-    checkpoint = read_checkpoint(args.checkpoint)
-    state = model_state(checkpoint, args.checkpoint)
-    if not is_vqa(state):
-        raise ValueError(f'--checkpoint {args.checkpoint}: it has no answer decoder; give one that VQA.py wrote')
-    own = args.config == parser.get_default('config') and 'config' in checkpoint
-    config, source = (checkpoint['config'], args.checkpoint) if own else (read_yaml(args.config), args.config)
-    config = resolve('vqa', apply_overrides(config, args.set), source)[0] | {'distill': False}
-    kept = checkpoint['ranks'][0]['answers'] if 'ranks' in checkpoint else None
-    if kept and args.text_encoder == parser.get_default('text_encoder'):
-        tokenizer = unpack_tokenizer(kept['tokenizer'])
-    else:
-        tokenizer = create_tokenizer(args.text_encoder)
-        check_vocabulary(tokenizer, config['bert_config'], args.text_encoder)
-    answers = Answers(kept['texts'] if kept and own else read_answer_list(config['answer_list']), tokenizer, config['eos'])
-
-    device = distributed.choose_device(args.device)
-    model = create_model('vqa', config, tokenizer).eval()
-    load_vqa(model, state, args.checkpoint)
-    model.to(device)
-    image = eval_transform(config)(args.image)[None].to(device)
-    for question in args.question:
-        text = tokenize(tokenizer, [pre_question(question, TEST_WORDS)])
-        with autocast(device, config):
-            ids, probabilities = model.rank_answers(image, text.to(device), answers.tokens.to(device), config['k_test'])
-        say(question)
-        for answer, probability in list(zip(ids[0].tolist(), probabilities[0].tolist(), strict=True))[:SHOWN]:
-            say(f'{100 * probability:7.2f} %  {answers.texts[answer]}')
-
-
-def initialise(model, args):
-    """Starting weights: the checkpoint's where one is given, else BERT's where they are to be had.
-
-    Returns the epoch that the checkpoint was last trained on, 0 where it does not say.
+    Returns the epoch that the checkpoint was last trained on, 0 if it does not say.
     """
     if args.checkpoint:
         checkpoint = read_checkpoint(args.checkpoint)
         state = model_state(checkpoint, args.checkpoint)
         if args.evaluate and not is_vqa(state):
-            raise ValueError(f'--evaluate: {args.checkpoint} has no answer decoder; give a checkpoint that VQA.py wrote')
-        say(load_vqa(model, state, args.checkpoint))
+            raise InputError(
+                f'--evaluate: {args.checkpoint} has no answer decoder; give a checkpoint that VQA.py wrote'
+            )
+        print_rank0(load_vqa(model, state, args.checkpoint))
         return max(0, int(checkpoint.get('epoch', 0)))
     if args.evaluate:
-        raise ValueError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
-    say(load_bert(model.text_encoder, args.text_encoder))
-    say(str(load_bert(model.text_decoder, args.text_decoder)).replace('text encoder', 'answer decoder', 1))
-    say('image encoder: starts at random; give a pre-training checkpoint with --checkpoint')
+        raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
+    print_rank0(load_bert(model.text_encoder, args.text_encoder))
+    print_rank0(load_bert(model.text_decoder, args.text_decoder or args.text_encoder, 'answer decoder'))
+    print_rank0('image encoder: random weights; give a pre-training checkpoint with --checkpoint')
     model.copy_momentum()
     return 0
 
 
+def check_splits(splits, args):
+    """Refuse before any work splits that cannot be evaluated."""
+    for name, (questions, _) in splits.items():
+        print_rank0(f'{len(questions)} {name} questions, {len(questions.annotated)} of them with answers')
+        if name == 'val' and not questions.annotated:
+            raise InputError('val_file: no row has answers, so nothing can be validated; give the file as test_file')
+    if args.evaluate and not splits:
+        raise InputError('--evaluate: the configuration has neither val_file nor test_file')
+
+
 def main(argv=None):
-    parser = create_parser('vqa', 'Fine-tune for visual question answering, answer test questions, or ask about an image.')
-    parser.add_argument('--text_decoder', help='BERT weights for the answer decoder where no checkpoint is given; where '
-                                               'absent, those of --text_encoder')
-    parser.add_argument('--image', help='ask about this image, with --question')
-    parser.add_argument('--question', action='append', help='a question about --image; may be repeated')
+    parser = create_parser('vqa', 'Fine-tune for visual question answering, or answer the questions of a split.')
+    help_decoder = 'BERT weights for the answer decoder if no checkpoint is given (default: those of --text_encoder)'
+    parser.add_argument('--text_decoder', help=help_decoder)
     args = parser.parse_args(argv)
-    args.text_decoder = args.text_decoder or args.text_encoder
-    if args.image or args.question:
-        return ask(args, parser)
     config, device = start('vqa', args)
-    rank, world_size = distributed.rank(), distributed.world_size()
+    tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
+    answers = AnswerList(read_answer_list(config['answer_list']), tokenizer, config['eos'])
+    make = partial(VQAEvalDataset, config, tokenizer=tokenizer)
+    splits = evaluation_splits(config, make, config['batch_size_test'], device)
+    check_splits(splits, args)
 
-    # Data: what is trained on, what is answered, and the answers to choose from.
-    tokenizer = create_tokenizer(args.text_encoder)
-    check_vocabulary(tokenizer, config['bert_config'], args.text_encoder)
-    answers = Answers(read_answer_list(config['answer_list']), tokenizer, config['eos'])
-    splits = [QuestionSet(config, split, tokenizer) for split in ('val', 'test') if config[f'{split}_file']]
-    for questions in splits:
-        say(f'{len(questions)} {questions.split} questions, {len(questions.annotated)} of them with answers')
-        if questions.split == 'val' and not questions.annotated:
-            raise ValueError('val_file: no row has answers, so nothing can be validated; give the file as test_file')
-
-    # Model: from where the run stopped, or from starting weights.
     model = create_model('vqa', config, tokenizer)
-    resume_from = find_run(args.output_dir, 'vqa', args.checkpoint) if args.resume else None
-    if resume_from and args.evaluate:
-        args.checkpoint = resume_from
-    if args.evaluate or not resume_from:
-        weights_epoch = initialise(model, args)
+    resume_from = find_checkpoint('vqa', args)
+    start_epoch = None if resume_from else initialize(model, args)
     model = to_device(model, device, config)
     if args.evaluate:
-        if not splits:
-            raise ValueError('--evaluate: the configuration names neither val_file nor test_file')
-        figures = evaluate(model, splits, answers, weights_epoch, config, device, args.output_dir, all_splits=True)
-        append_log(args.output_dir, {'epoch': weights_epoch} | figures)
-        return distributed.close()
+        metrics = evaluate(model, splits, answers, start_epoch, config, device, args.output_dir, all_splits=True)
+        return finish_evaluation(args, {'epoch': start_epoch} | metrics)
+
     dataset = VQATrainingSet(config, tokenizer, args.seed)
-    plan = EpochPlan(len(dataset), config['batch_size_train'], rank, world_size, args.seed)
-    batches = EpochBatches()
-    loader = create_loader(dataset, batches, config['num_workers'], device)
-    say(f'{len(dataset)} questions to train on, {plan.steps} steps an epoch, {len(answers.texts)} answers to choose from')
-    optimizer = create_optimizer(config['optimizer'], model)
+    sizes = {'batch_size': config['batch_size_train'], 'epochs': config['schedular']['epochs']}
+    state = {'answers': answers}
+    run = TrainingRun('vqa', model, dataset, args, config, device, metrics=('loss',), **sizes, state=state)
+    run.begin(resume_from)
 
-    # What an epoch accumulates; with the plan and the generators it makes a checkpoint the whole run.
-    kept = {'plan': plan, 'averages': Averages(('loss',), device), 'bad_images': BadImages(args.output_dir, len(dataset)),
-            'answers': answers}
+    for epoch in run.epochs():
+        for batch in run.batches():
+            inputs = batch['image'], batch['question'], batch['answer']
+            with autocast(device, config):
+                loss = model(*inputs, k=batch['k'], weights=batch['weights'], alpha=run.distillation_weight())
+            run.optimize(loss)
+            run.log(loss=loss)
 
-    def save(run):
-        save_run(f'{args.output_dir}/{STEP_FILE}', 'vqa', run, model, optimizer, config, kept)
-
-    if resume_from:
-        run = resume_run(resume_from, 'vqa', model, optimizer, config, kept)
-    else:
-        run = Run()
-        start_log(args.output_dir)
-        plan.start_random(0, gather=distributed.all_gather_tensors)
-    write_log(args.output_dir, run.records)
-
-    for epoch in range(run.epoch, config['schedular']['epochs']):
-        began = time.perf_counter()
-        batches.play(epoch, PositionSampler(plan.order, config['batch_size_train'], run.step))
-        lr = train_epoch(run, model, loader, plan, optimizer, config, device, kept, save)
-        record = {'epoch': epoch, 'train_lr': lr, **{f'train_{k}': v for k, v in kept['averages'].epoch().items()}}
-        trained = time.perf_counter() - began
-
-        # Splits with true answers after every epoch; a test split without them after the last one, for the official server.
+        # Splits with true answers after every epoch; a test split without them only at the end, for the official
+        # server.
         is_last = epoch + 1 == config['schedular']['epochs']
-        record |= evaluate(model, splits, answers, epoch, config, device, args.output_dir, all_splits=is_last)
-        plan.start_random(epoch + 1, gather=distributed.all_gather_tensors)
-        kept['averages'].reset()
-        kept['bad_images'].write()
-        run = complete_epoch(args.output_dir, 'vqa', run, record, model, optimizer, config, kept, record.get('val_overall'))
-        say('  '.join(f'{k} {v:.6g}' for k, v in record.items() if 'question_type' not in k))
-        say(f'epoch {epoch} took {time.perf_counter() - began:.1f} s, of which training {trained:.1f} s')
+        metrics = evaluate(model, splits, answers, epoch, config, device, args.output_dir, all_splits=is_last)
+        record = run.summary() | metrics
+        run.plan.set_random_order(epoch + 1)
+        run.end_epoch(record, metric=record.get('val_overall'))
     distributed.close()
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -25,8 +25,10 @@ def step(title, command):
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *command])
     if done.returncode:
-        sys.exit(f'demo: this step failed (exit code {done.returncode}); the command above can be run alone, and `make demo` '
-                 'goes on where it stopped')
+        sys.exit(
+            f'demo: this step failed (exit code {done.returncode}); the command above can be run alone, and `make '
+            'demo` goes on where it stopped'
+        )
     return time.perf_counter() - began
 
 
@@ -54,7 +56,9 @@ def table(report):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--setup_seconds', type=float, default=0, help='what the set-up took, to be told beside the run time')
+    parser.add_argument(
+        '--setup_seconds', type=float, default=0, help='what the set-up took, to be told beside the run time'
+    )
     args = parser.parse_args(argv)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     report_path = OUTPUT / 'report.json'
@@ -65,19 +69,42 @@ def main(argv=None):
     if not reused:
         pretrain, zero_shot = OUTPUT / 'pretrain', OUTPUT / 'zero_shot'
         common = ['--text_encoder', str(WORLD / 'vocab'), '--device', 'cpu']
-        seconds += step('Pre-training with GRIT', [
-            'Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume', *common])
+        seconds += step(
+            'Pre-training with GRIT',
+            ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume', *common],
+        )
         newest = max(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
-        seconds += step('Zero-shot retrieval on unseen scenes', [
-            'Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--checkpoint', str(newest),
-            '--output_dir', str(zero_shot), '--set', 'val_file=null', '--page', str(OUTPUT / 'retrieval.html'), *common])
-        seconds += step('A picture of the mini-batches', [
-            '-m', 'dataset.batch_picture', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')])
+        seconds += step(
+            'Zero-shot retrieval on unseen scenes',
+            [
+                'Retrieval.py',
+                '--config',
+                f'{CONFIGS}/Retrieval.yaml',
+                '--evaluate',
+                '--checkpoint',
+                str(newest),
+                '--output_dir',
+                str(zero_shot),
+                '--set',
+                'val_file=null',
+                '--page',
+                str(OUTPUT / 'retrieval.html'),
+                *common,
+            ],
+        )
+        seconds += step(
+            'A picture of the mini-batches',
+            ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')],
+        )
         found = last_record(zero_shot)
         rows = json.loads((WORLD / 'retrieval_test.json').read_text())
-        report = {'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
-                  'reranked': {key: found[f'test_{key}'] for key in KEYS}, 'chance': chance_of(rows),
-                  'loss_itm': last_record(pretrain)['train_loss_itm'], 'seconds': round(seconds, 1)}
+        report = {
+            'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
+            'reranked': {key: found[f'test_{key}'] for key in KEYS},
+            'chance': chance_of(rows),
+            'loss_itm': last_record(pretrain)['train_loss_itm'],
+            'seconds': round(seconds, 1),
+        }
         temporary = report_path.with_suffix('.tmp')
         temporary.write_text(json.dumps(report, indent=1))
         os.replace(temporary, report_path)
@@ -89,9 +116,11 @@ def main(argv=None):
     print(f'\nmatching loss (ITM) {itm:.4f}; always answering "no match" gives {MAJORITY_LOSS}')
     if itm > MAJORITY_LOSS - 0.01:
         print('In these few minutes matching has learned nothing beyond "no match", so re-ranking by it does not help.')
-    print(f'\nGRIT\'s mini-batches beside random ones: {OUTPUT}/hard_batches.png\n'
-          f'queries with what they found:            {OUTPUT}/retrieval.html\n'
-          f'figures:                                 {report_path}')
+    print(
+        f"\nGRIT's mini-batches beside random ones: {OUTPUT}/hard_batches.png\n"
+        f'queries with what they found:            {OUTPUT}/retrieval.html\n'
+        f'figures:                                 {report_path}'
+    )
 
 
 if __name__ == '__main__':

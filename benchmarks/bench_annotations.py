@@ -7,6 +7,7 @@ prints a table. `private` is what a process adds to the machine's use of memory,
 needs (Python, NumPy): private pages other than those of the mapped file. Those, `mapped`, are the system's page cache:
 one copy for all processes, which the system drops when it needs the room. Workers are forked, and read random rows.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -77,6 +78,7 @@ def measure(how: str, path: str, workers: int, reads: int, pipe) -> None:
             rows = json.load(file)
     else:
         from dataset.annotations import load_annotations
+
         rows = load_annotations(path, 'pretrain')
     assert len(rows[0]['image']) > 0
     start = time.perf_counter() - begin
@@ -84,8 +86,9 @@ def measure(how: str, path: str, workers: int, reads: int, pipe) -> None:
     after, mapped = memory()
     context = multiprocessing.get_context('fork')  # as the DataLoader's workers are
     results, together = context.Queue(), context.Barrier(workers)
-    processes = [context.Process(target=worker, args=(rows, seed, reads, results, together))
-                 for seed in range(1, workers + 1)]
+    processes = [
+        context.Process(target=worker, args=(rows, seed, reads, results, together)) for seed in range(1, workers + 1)
+    ]
     for process in processes:
         process.start()
     found = [results.get() for _ in processes]
@@ -119,15 +122,21 @@ def main() -> None:
         runs = [('cache, first time', 'cache'), ('cache, later', 'cache'), ('list of dicts', 'dicts')]
         if args.skip_dicts:
             runs.pop()
-        print(f'{args.pairs:,} pairs, {os.path.getsize(path) / MIB:,.0f} MiB of JSON, {args.workers} workers, '
-              f'{args.reads:,} reads each; memory in MiB')
-        print(f'{"":18} {"first row":>10} {"private":>9} {"peak RSS":>9} {"mapped":>8} '
-              f'{"private, worker":>16} {"us a row":>9}')
+        print(
+            f'{args.pairs:,} pairs, {os.path.getsize(path) / MIB:,.0f} MiB of JSON, {args.workers} workers, '
+            f'{args.reads:,} reads each; memory in MiB'
+        )
+        print(
+            f'{"":18} {"first row":>10} {"private":>9} {"peak RSS":>9} {"mapped":>8} '
+            f'{"private, worker":>16} {"us a row":>9}'
+        )
         for title, how in runs:
             start, added, mapped, peak, found = in_process(context, how, path, args.workers, args.reads)
             private, _, pace = (max(values) for values in zip(*found, strict=True))
-            print(f'{title:18} {start:8.1f} s {added / MIB:9,.0f} {peak / MIB:9,.0f} {mapped / MIB:8,.0f} '
-                  f'{private / MIB:16,.0f} {pace:9.1f}')
+            print(
+                f'{title:18} {start:8.1f} s {added / MIB:9,.0f} {peak / MIB:9,.0f} {mapped / MIB:8,.0f} '
+                f'{private / MIB:16,.0f} {pace:9.1f}'
+            )
 
 
 if __name__ == '__main__':

@@ -85,13 +85,18 @@ def bench(device, args):
         if turn == 0:
             memory = peak_bytes(device) - before
         if args.baseline:
-            took, expected = seconds(group_queue_step_by_step, image_feat, text_feat, args.search_space,
-                                     generator_for(turn))
+            took, expected = seconds(
+                group_queue_step_by_step, image_feat, text_feat, args.search_space, generator_for(turn)
+            )
             slow.append(took)
-            print(f'round {turn}: {fast[-1]:.2f} s against {slow[-1]:.2f} s; places that agree '
-                  f'{(order.cpu() == expected).float().mean():.2%}')
-    print(f'{device}: L {args.length:,} M {args.search_space:,} D {args.width}, {torch.get_num_threads()} threads: '
-          f'group_queue {min(fast):.3f} s, at most {memory / 2**20:,.0f} MiB more than the features')
+            print(
+                f'round {turn}: {fast[-1]:.2f} s against {slow[-1]:.2f} s; places that agree '
+                f'{(order.cpu() == expected).float().mean():.2%}'
+            )
+    print(
+        f'{device}: L {args.length:,} M {args.search_space:,} D {args.width}, {torch.get_num_threads()} threads: '
+        f'group_queue {min(fast):.3f} s, at most {memory / 2**20:,.0f} MiB more than the features'
+    )
     if args.baseline:
         print(f'{device}: step by step {min(slow):.2f} s; ratio {min(slow) / min(fast):.1f}')
 
@@ -106,8 +111,10 @@ def bench_plan(args):
     ):
         began = time.perf_counter()
         start(*inputs)
-        print(f'plan: {args.pairs:,} pairs, {args.ranks} ranks: {name} epoch {time.perf_counter() - began:.2f} s, '
-              f'peak {(peak_bytes("cpu") - before) / 2**20:,.0f} MiB, kept {plan.order.nbytes / 2**20:,.0f} MiB')
+        print(
+            f'plan: {args.pairs:,} pairs, {args.ranks} ranks: {name} epoch {time.perf_counter() - began:.2f} s, '
+            f'peak {(peak_bytes("cpu") - before) / 2**20:,.0f} MiB, kept {plan.order.nbytes / 2**20:,.0f} MiB'
+        )
 
 
 def main(argv=None):

@@ -33,13 +33,13 @@ def draw_photo(rng, width, height, grain):
     for cell in (2, 4, 8, 16, 32, 64, 128, 256):
         shape = height // cell + 2, width // cell + 2
         coarse = (rng.normal(size=(*shape, 1)) + 0.3 * rng.normal(size=(*shape, 3))).astype(np.float32)
-        image += 0.9 * cell ** 0.75 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        image += 0.9 * cell**0.75 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     image = 128 + image * (55 / image.std())
     for _ in range(15):
         center = (int(rng.integers(width)), int(rng.integers(height)))
         axes = (int(rng.integers(8, 120)), int(rng.integers(8, 120)))
         shape = np.zeros((height, width, 1), np.float32)
-        cv2.ellipse(shape, center, axes, rng.uniform(0, 180), 0, 360, 1., -1, cv2.LINE_AA)
+        cv2.ellipse(shape, center, axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
         image += shape.reshape(height, width, 1) * rng.uniform(-70, 70, 3).astype(np.float32)
     return (image + grain * rng.normal(size=(height, width, 1))).clip(0, 255).astype(np.uint8)
 
@@ -82,10 +82,14 @@ class PlainRandAugment:
             sharp = image.astype(np.float32)
             sharp[1:-1, 1:-1] += 0.36 * (sharp - smooth)[1:-1, 1:-1]
             return sharp.clip(0, 255).astype(np.uint8)
-        matrix = {'Identity': None,
-                  'ShearX': [[1, 0.21 * sign, 0], [0, 1, 0]], 'ShearY': [[1, 0, 0], [0.21 * sign, 1, 0]],
-                  'TranslateX': [[1, 0, 7 * sign], [0, 1, 0]], 'TranslateY': [[1, 0, 0], [0, 1, 7 * sign]],
-                  'Rotate': cv2.getRotationMatrix2D((width / 2, height / 2), 21 * sign, 1)}[name]
+        matrix = {
+            'Identity': None,
+            'ShearX': [[1, 0.21 * sign, 0], [0, 1, 0]],
+            'ShearY': [[1, 0, 0], [0.21 * sign, 1, 0]],
+            'TranslateX': [[1, 0, 7 * sign], [0, 1, 0]],
+            'TranslateY': [[1, 0, 0], [0, 1, 7 * sign]],
+            'Rotate': cv2.getRotationMatrix2D((width / 2, height / 2), 21 * sign, 1),
+        }[name]
         if matrix is None:
             return image
         return cv2.warpAffine(image, np.float32(matrix), (width, height), borderValue=(128, 128, 128))
@@ -98,7 +102,7 @@ class PlainRandAugment:
 
     def equalize(self, channel):
         counts = np.bincount(channel.reshape(-1), minlength=256)
-        step = counts[:np.flatnonzero(counts)[-1]].sum() // 255
+        step = counts[: np.flatnonzero(counts)[-1]].sum() // 255
         if step == 0:
             return channel
         return np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255).astype(np.uint8)[channel]
@@ -106,8 +110,11 @@ class PlainRandAugment:
 
 def plain_transform(resolution, train):
     if train:
-        steps = [tv.RandomResizedCrop(resolution, scale=(0.2, 1.0), interpolation=tv.InterpolationMode.BICUBIC),
-                 tv.RandomHorizontalFlip(), PlainRandAugment(np.random.default_rng(0))]
+        steps = [
+            tv.RandomResizedCrop(resolution, scale=(0.2, 1.0), interpolation=tv.InterpolationMode.BICUBIC),
+            tv.RandomHorizontalFlip(),
+            PlainRandAugment(np.random.default_rng(0)),
+        ]
     else:
         steps = [tv.Resize((resolution, resolution), interpolation=tv.InterpolationMode.BICUBIC)]
     pipeline = tv.Compose([*steps, tv.ToTensor(), tv.Normalize(MEAN.tolist(), STD.tolist())])
@@ -148,8 +155,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(folder, args.images, args.width, args.height, args.grain)
         size = sum(map(os.path.getsize, paths)) / len(paths) / 1024
-        print(f'{len(paths)} JPEGs of {args.width} x {args.height}, {size:.0f} KB each; images a second of one core, '
-              f'median of {args.rounds} passes')
+        print(
+            f'{len(paths)} JPEGs of {args.width} x {args.height}, {size:.0f} KB each; images a second of one core, '
+            f'median of {args.rounds} passes'
+        )
         print(f'{"":16}{"plain":>8}{"ours":>8}{"ratio":>8}')
         for train in (True, False):
             for resolution in (256, 384):

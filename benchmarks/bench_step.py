@@ -1,4 +1,5 @@
-"""Time of one pre-training step on made-up data: forward, backward, optimizer; and what it takes of memory and of the peak.
+"""Time of one pre-training step on made-up data: forward, backward, optimizer; and what it takes of memory and of the
+peak.
 
     python benchmarks/bench_step.py                                  # ViT-B/16 at 256 px, batch 128: for a GPU
     python benchmarks/bench_step.py --batch 4 --steps 2 --warmup 1   # the same model, a batch that a CPU can wait for
@@ -30,8 +31,10 @@ LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 def made_up_batch(batch, image_res, tokens, device):
     ids = torch.randint(1000, 30000, (batch, tokens), device=device)
     ids[:, 0] = 101
-    return (torch.randn(batch, 3, image_res, image_res, device=device),
-            SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids)))
+    return (
+        torch.randn(batch, 3, image_res, image_res, device=device),
+        SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids)),
+    )
 
 
 def measure(config, batch, tokens, steps, warmup, device, precision, options):
@@ -74,8 +77,12 @@ def main():
     parser.add_argument('--tokens', type=int, default=16)
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--warmup', type=int, default=3)
-    parser.add_argument('--variants', nargs='+', default=['fp32', 'bf16'],
-                        help='precision, with options: fp32, bf16, bf16+checkpointing, bf16+compile')
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        default=['fp32', 'bf16'],
+        help='precision, with options: fp32, bf16, bf16+checkpointing, bf16+compile',
+    )
     parser.add_argument('--peak', type=float, help='TFLOP/s that the device can do, to print the share of it')
     args = parser.parse_args()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -86,12 +93,16 @@ def main():
     print(f'{name}; batch {args.batch}, {config["image_res"]} px, {args.tokens} tokens')
     for variant in args.variants:
         precision, *options = variant.split('+')
-        seconds, memory, flops = measure(config, args.batch, args.tokens, args.steps, args.warmup, device, precision, options)
+        seconds, memory, flops = measure(
+            config, args.batch, args.tokens, args.steps, args.warmup, device, precision, options
+        )
         rate = 3 * flops / seconds / 1e12
-        print(f'{variant:20} {seconds * 1000:9.1f} ms a step  {args.batch / seconds:8.1f} pairs/s  {rate:7.2f} TFLOP/s'
-              + (f'  {rate / args.peak:.0%} of the peak' if args.peak else '')
-              + (f'  {memory / 2**30:.1f} GB' if memory else '')
-              + f'  ({flops / args.batch / 1e9:.1f} GFLOP a pair forward)')
+        print(
+            f'{variant:20} {seconds * 1000:9.1f} ms a step  {args.batch / seconds:8.1f} pairs/s  {rate:7.2f} TFLOP/s'
+            + (f'  {rate / args.peak:.0%} of the peak' if args.peak else '')
+            + (f'  {memory / 2**30:.1f} GB' if memory else '')
+            + f'  ({flops / args.batch / 1e9:.1f} GFLOP a pair forward)'
+        )
 
 
 if __name__ == '__main__':

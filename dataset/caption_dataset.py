@@ -1,12 +1,16 @@
 """Image-caption pairs for pre-training."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 from dataset.annotations import load_annotations
+from dataset.base import TrainingSet, collate_common, image_key, require_images
 from dataset.text import pre_caption
-from dataset.training_set import TrainingSet, collate_common, image_key, require_images, tokenize
+from dataset.tokens import tokenize
 from dataset.transforms import train_transform
 
 MAX_WORDS = 30
@@ -14,29 +18,33 @@ MAX_TOKENS = 25  # [CLS] included
 
 
 class PretrainDataset(TrainingSet):
-    """Rows {image, caption}; of several captions one is drawn at each visit.
+    """Rows {image, caption}; of several captions one is drawn at each access.
 
     A batch: image [B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, image_key [B] int64.
     """
 
-    def __init__(self, config, tokenizer, seed):
+    def __init__(self, config: Mapping[str, Any], tokenizer, seed: int):
         table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.transform = train_transform(config)
         require_images(table, lambda row: [self.path(row)])
 
-    def path(self, row):
+    def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])
 
-    def example(self, index, rng):
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
         captions = row['caption']
         caption = captions[rng.integers(len(captions))] if len(captions) > 1 else captions[0]
-        return {'image': self.transform(self.path(row), rng), 'caption': pre_caption(caption, MAX_WORDS),
-                'image_key': image_key(row['image'])}
+        return {
+            'image': self.transform(self.path(row), rng),
+            'caption': pre_caption(caption, MAX_WORDS),
+            'image_key': image_key(row['image']),
+        }
 
-    def collate(self, examples):
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         return collate_common(examples) | {
             'text': tokenize(self.tokenizer, [example['caption'] for example in examples], MAX_TOKENS),
-            'image_key': torch.tensor([example['image_key'] for example in examples])}
+            'image_key': torch.tensor([example['image_key'] for example in examples]),
+        }

@@ -16,17 +16,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from utils.errors import InputError
+
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 # Decoded at a time: 2 GB as Pillow keeps them, 1.5 GB as an array. Damaged headers claim more, and memory has an end.
 MAX_PIXELS = 500_000_000
 JPEG = ('JPEG', 'MPO')
-OPENCV_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-                8: cv2.IMREAD_REDUCED_COLOR_8}
+OPENCV_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 
-class BadImage(ValueError):
+class BadImage(InputError):
     """An image that cannot be read; the message names the file and the reason."""
 
 
@@ -85,7 +91,7 @@ class EncodedImage:
         reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size, fractions of a pixel rounded up.
         """
         width, height = self.size
-        if width * height > MAX_PIXELS * (reduce ** 2 if self.is_common_jpeg or self.header.format in JPEG else 1):
+        if width * height > MAX_PIXELS * (reduce**2 if self.is_common_jpeg or self.header.format in JPEG else 1):
             raise self._bad(f'{width} x {height} pixels are too many to decode')
         pixels = self._decode_with_opencv(reduce) if self.is_common_jpeg else None
         in_bgr = pixels is not None
@@ -149,7 +155,7 @@ def common_jpeg_size(data):
         if data[at + 1] in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
             depth, height, width, components = struct.unpack_from('>BHHB', data, at + 4)
             return (width, height) if depth == 8 and components in (1, 3) and width and height else None
-        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return None
 
 

@@ -7,9 +7,21 @@ Legend: H, W height and width in pixels; an image is [H, W, 3] uint8 (the order 
 import cv2
 import numpy as np
 
+from utils.errors import InputError
+
 FILL = 128
-TEN = ('Identity', 'AutoContrast', 'Equalize', 'Brightness', 'Sharpness',
-       'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
+TEN = (
+    'Identity',
+    'AutoContrast',
+    'Equalize',
+    'Brightness',
+    'Sharpness',
+    'ShearX',
+    'ShearY',
+    'TranslateX',
+    'TranslateY',
+    'Rotate',
+)
 
 
 class RandAugment:
@@ -23,7 +35,7 @@ class RandAugment:
         for name in self.names:
             _operation(name)
         if not self.names:
-            raise ValueError('RandAugment has no operations to draw from; name some, or set randaugment: false')
+            raise InputError('RandAugment has no operations to draw from; name some, or set randaugment: false')
 
     def __call__(self, image, rng):
         """image [H, W, 3] uint8, rng: numpy Generator -> image [H, W, 3] uint8."""
@@ -49,7 +61,7 @@ def apply_op(name, image, level, sign):
 
 def _operation(name):
     if name not in _OPERATIONS:
-        raise ValueError(f'there is no RandAugment operation {name!r}; those known are {", ".join(_OPERATIONS)}')
+        raise InputError(f'there is no RandAugment operation {name!r}; those known are {", ".join(_OPERATIONS)}')
     return _OPERATIONS[name]
 
 
@@ -74,7 +86,7 @@ def _auto_contrast_fixed(image, level, sign):
 def _stretch(image, shift_of):
     # Reduced one axis at a time, as NumPy is many times slower on both at once.
     lows, highs = image.min(0).min(0).tolist(), image.max(0).max(0).tolist()
-    table = np.repeat(np.arange(256.)[:, None, None], 3, axis=2)  # [256, 1, 3]
+    table = np.repeat(np.arange(256.0)[:, None, None], 3, axis=2)  # [256, 1, 3]
     for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
         if high > low:
             scale = 255 / (high - low)

@@ -5,7 +5,7 @@ Any string is accepted (NUL, newlines, emoji, thousands of words), and the time 
 
 import re
 
-_DROPPED = str.maketrans('', '', ",.'!?\"()*#:;~")
+_DROPPED = str.maketrans('', '', ',.\'!?"()*#:;~')
 _JOINERS_TO_SPACES = str.maketrans('-/', '  ')
 _WHITE_SPACE_RUN = re.compile(r'\s{2,}')
 _LONE_SURROGATE = re.compile('[\ud800-\udfff]')

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dataset.images import open_image, to_rgb
 from dataset.randaugment import TEN, RandAugment
+from utils.errors import InputError
 
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -39,15 +40,19 @@ class TrainTransform:
     def __init__(self, image_res, crop_scale=(0.2, 1.0), flip=True, randaugment=True, reduced_decode=True):
         low, high = crop_scale
         if not 0 < low <= high:
-            raise ValueError(f'crop_scale must be two rising shares of the area like [0.2, 1.0], not [{low}, {high}]')
+            raise InputError(f'crop_scale must be two rising shares of the area like [0.2, 1.0], not [{low}, {high}]')
         self.image_res, self.crop_scale, self.flip, self.reduced_decode = image_res, (low, high), flip, reduced_decode
         names = TEN if randaugment is True else randaugment
         self.augment = RandAugment(names=names) if names else None
 
     def __call__(self, source, rng):
         """source, numpy Generator -> [3, R, R] float32."""
-        image = read_resized(source, lambda width, height: draw_crop(width, height, self.crop_scale, rng),
-                             self.image_res, self.reduced_decode)
+        image = read_resized(
+            source,
+            lambda width, height: draw_crop(width, height, self.crop_scale, rng),
+            self.image_res,
+            self.reduced_decode,
+        )
         if self.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self.augment:
@@ -68,8 +73,9 @@ class EvalTransform:
 
 def train_transform(config):
     """The training transform that a configuration asks for."""
-    return TrainTransform(config['image_res'], config['crop_scale'], config['flip'], config['randaugment'],
-                          config['reduced_decode'])
+    return TrainTransform(
+        config['image_res'], config['crop_scale'], config['flip'], config['randaugment'], config['reduced_decode']
+    )
 
 
 def eval_transform(config):

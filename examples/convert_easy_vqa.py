@@ -2,12 +2,13 @@
 
     pip install easy-vqa
     python examples/convert_easy_vqa.py --out output/easy_vqa
-    python VQA.py --config configs/shapes/VQA.yaml --output_dir output/easy_vqa/run --text_encoder output/easy_vqa/vocab \\
+    python VQA.py --config configs/shapes/VQA.yaml --output_dir output/easy_vqa/run \\
+        --text_encoder output/easy_vqa/vocab \\
         --set train_file=output/easy_vqa/vqa_train.json --set val_file=null \\
         --set test_file=output/easy_vqa/vqa_test.json --set answer_list=output/easy_vqa/answer_list.json
 
-easy-VQA has 64 x 64 pictures of one coloured shape, and one true answer to each question, which is written ten times, as if
-ten annotators agreed: the official accuracy then is the share of right answers.
+easy-VQA has 64 x 64 pictures of one coloured shape, and one true answer to each question, which is written ten times,
+as if ten annotators agreed: the official accuracy then is the share of right answers.
 """
 
 import argparse
@@ -19,8 +20,10 @@ from pathlib import Path
 import easy_vqa
 
 SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-SPLITS = {'train': (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
-          'test': (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths)}
+SPLITS = {
+    'train': (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
+    'test': (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+}
 
 
 def kind(answer):
@@ -34,9 +37,15 @@ def rows_of(split):
     get_questions, get_images = SPLITS[split]
     images = get_images()
     for number, (question, answer, image) in enumerate(zip(*get_questions(), strict=True)):
-        yield {'question_id': number, 'question': question, 'image': os.path.abspath(images[image]), 'dataset': 'vqa',
-               'answer': [answer] * 10, 'kind': kind(answer),
-               'answer_type': 'yes/no' if kind(answer) == 'yes/no' else 'other'}
+        yield {
+            'question_id': number,
+            'question': question,
+            'image': os.path.abspath(images[image]),
+            'dataset': 'vqa',
+            'answer': [answer] * 10,
+            'kind': kind(answer),
+            'answer_type': 'yes/no' if kind(answer) == 'yes/no' else 'other',
+        }
 
 
 def main(argv=None):

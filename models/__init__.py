@@ -1,8 +1,14 @@
 """The models of the five tasks, all made by `create_model`."""
 
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
-from utils.config import TASKS, model_settings
+from torch import nn
+
+from utils.config import model_settings
+from utils.config_keys import TASKS
+from utils.errors import InputError
 
 CLASSES = {
     'pretrain': ('models.model_pretrain', 'PretrainModel'),
@@ -13,15 +19,15 @@ CLASSES = {
 }
 
 
-def create_model(task, config, tokenizer):
-    """A model at random weights.
+def create_model(task: str, config: Mapping[str, Any], tokenizer) -> nn.Module:
+    """A model with random weights.
 
     task: pretrain | retrieval | nlvr_pretrain | nlvr | vqa.
-    config: the YAML mapping; keys of data and training loop may be missing.
+    config: the YAML mapping; keys of data and training may be missing.
     tokenizer: needs `pad_token_id`, `cls_token_id` and `mask_token_id` only.
-    Raises ValueError where a key is missing or keys do not fit together.
+    InputError if a key is missing or keys do not fit together.
     """
     if task not in CLASSES:
-        raise ValueError(f'task {task!r} is unknown; known are {", ".join(TASKS)}')
+        raise InputError(f'task {task!r} is unknown; known are {", ".join(TASKS)}')
     module, name = CLASSES[task]
     return getattr(import_module(module), name)(model_settings(task, config), tokenizer)

@@ -4,12 +4,14 @@ Legend: B questions, S question tokens, A answers in the list, k answers kept, L
 c candidates of each question in a chunk, T asked tokens.
 
 Every answer begins with [CLS], so the first step of the decoder is one per question. Its scores of the answers' first
-tokens pick k candidates; these go on from the first step's keys and values, and read keys and values of the question that
-were projected once for all of them.
+tokens pick k candidates; these go on from the first step's keys and values, and read keys and values of the question
+that were projected once for all of them.
 """
 
 import torch
 import torch.nn.functional as F
+
+from utils.errors import InputError
 
 CHUNK = 32  # candidates of a question that are scored together
 
@@ -19,13 +21,15 @@ def rank_answers(decoder, states, mask, answers, k, pad, first_token_once=False)
     """The k best answers of each question, best first: (ids [B, k] int64, probabilities [B, k], which sum to 1).
 
     decoder: a BertWithHead all of whose layers read a memory. states, mask: [B, S, D] and [B, S], what it reads.
-    answers: the list, `input_ids` [A, L] padded with `pad` on the right. k: of a shorter list all are kept.
-    An answer's score is the sum of the log-probabilities of its tokens; that of the first one counts twice, as in ALBEF,
-    unless `first_token_once`. Of equal scores the answer that comes first in the list is the better one.
+    answers: the list, `input_ids` [A, L] padded with `pad` on the right. k: of a shorter list all are kept. An answer's
+    score is the sum of the log-probabilities of its tokens; that of the first one counts twice, as in ALBEF, unless
+    `first_token_once`. Of equal scores the answer that comes first in the list is the better one.
     """
     ids, batch = answers.input_ids, len(states)
     if k < 1 or ids.shape[1] < 2 or (ids[:, 0] != ids[0, 0]).any():
-        raise ValueError('ranking needs k of at least 1, and answers of two tokens or more that begin with the same one')
+        raise InputError(
+            'ranking needs k of at least 1, and answers of two tokens or more that begin with the same one'
+        )
     memory = decoder.bert.project(states)  # once for all steps and candidates
     past = []
     start = ids[:1, :1].expand(batch, 1)
@@ -40,7 +44,8 @@ def rank_answers(decoder, states, mask, answers, k, pad, first_token_once=False)
 
 
 def best(scores, k):
-    """The k largest values of each row and their places; of equal values the earlier: [B, A] -> two of [B, min(k, A)]."""
+    """The k largest values of each row and their places; of equal values the earlier: [B, A] -> two of [B, min(k, "
+    "A)]."""
     values, places = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :k], places[:, :k]
 
@@ -48,8 +53,8 @@ def best(scores, k):
 def later_scores(bert, head, memory, mask, past, ids, candidates, pad):
     """Log-probabilities of the candidates' tokens after the first, summed: candidates [B, k] -> [B, k].
 
-    past: keys and values of [CLS] in every layer, each [B, H, 1, d]. Short candidates are scored together, and long ones:
-    most answers are one word, and would else be padded to the longest.
+    past: keys and values of [CLS] in every layer, each [B, H, 1, d]. Short candidates are scored together, and long
+    ones: most answers are one word, and would else be padded to the longest.
     """
     lengths = (ids != pad).sum(dim=1)[candidates]  # [B, k]
     scores = torch.zeros(candidates.shape, device=ids.device)

@@ -17,8 +17,8 @@ from models.xbert import BertConfig
 class NLVRModel(nn.Module):
     """ALBEF's encoders with doubled fusion layers and a classifier of [false, true].
 
-    config: see `create_model`; nothing is read of the tokenizer. With `distill` the answers of a momentum copy of everything
-    are part of the target; `copy_momentum` is to be called once weights are loaded.
+    config: see `create_model`; nothing is read of the tokenizer. With `distill` the answers of a momentum copy of
+    everything are part of the target; `copy_momentum` is to be called once weights are loaded.
     """
 
     def __init__(self, config, tokenizer):
@@ -31,11 +31,12 @@ class NLVRModel(nn.Module):
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
-    def forward(self, images, text, targets=None, alpha=0.):
-        """images: [2B, 3, R, R], the left images and then the right ones; text: `input_ids` and `attention_mask`, both [B, L].
+    def forward(self, images, text, targets=None, alpha=0.0):
+        """images: [2B, 3, R, R], the left images and then the right ones; text: `input_ids` and `attention_mask`, both
+        [B, L].
 
-        targets: [B] int64, 1 where the statement is true. alpha: the weight of the momentum copy's answers in the target,
-        read with `distill` only. Returns the logits of (false, true), [B, 2], or with targets the loss.
+        targets: [B] int64, 1 where the statement is true. alpha: the weight of the momentum copy's answers in the
+        target, read with `distill` only. Returns the logits of (false, true), [B, 2], or with targets the loss.
         """
         logits = judge(images, text, self.visual_encoder, self.text_encoder, self.cls_head)
         if targets is None:
@@ -45,14 +46,19 @@ class NLVRModel(nn.Module):
             if torch.is_grad_enabled():  # else nothing is trained that could be followed
                 update_momentum(self.momentum_pairs(), self.momentum)
             with torch.no_grad():
-                soft_targets = judge(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m).softmax(dim=1)
+                soft_targets = judge(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m).softmax(
+                    dim=1
+                )
             loss = (1 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, soft_targets)
         return loss
 
     def momentum_pairs(self):
         """[(module, its momentum copy)]"""
-        return [(self.visual_encoder, self.visual_encoder_m), (self.text_encoder, self.text_encoder_m),
-                (self.cls_head, self.cls_head_m)]
+        return [
+            (self.visual_encoder, self.visual_encoder_m),
+            (self.text_encoder, self.text_encoder_m),
+            (self.cls_head, self.cls_head_m),
+        ]
 
     def copy_momentum(self):
         """Take the momentum copies, where there are any, from the weights as they are now."""

@@ -42,10 +42,10 @@ class PretrainModel(nn.Module):
     def forward(self, image, text, image_key=None):
         """The losses of one batch.
 
-        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two pairs
-        show the same image (read only with `exclude_equal_negatives`).
-        Returns a dict: loss_mlm, loss_itc (contrast + weight x consistency), loss_itm; image_feat and text_feat [B, E],
-        normalised and detached; itm_acc, the share of right answers in matching.
+        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two
+        pairs show the same image (read only with `exclude_equal_negatives`). Returns a dict: loss_mlm, loss_itc
+        (contrast + weight x consistency), loss_itm; image_feat and text_feat [B, E], normalised and detached; itm_acc,
+        the share of right answers in matching.
         """
         with torch.no_grad():
             self.temp.clamp_(*TEMP_RANGE)
@@ -66,29 +66,40 @@ class PretrainModel(nn.Module):
         if self.consistency_weight:
             loss_itc = loss_itc + self.consistency_weight * losses.consistency_loss(sim_i2t, sim_t2i)
 
-        # Four rows of text for each image: its own, another image's hardest text, a text with its hardest image, the masked.
+        # Four rows of text for each image: its own, another image's hardest text, a text with its hardest image, the
+        # masked.
         excluded = self.excluded_pairs(text.input_ids, image_key)
         with torch.no_grad():
-            hard_text, hard_image = self.pick_negatives(sim_i2t, excluded), self.pick_negatives(sim_t2i, excluded)  # [B]
+            hard_text, hard_image = (
+                self.pick_negatives(sim_i2t, excluded),
+                self.pick_negatives(sim_t2i, excluded),
+            )  # [B]
         own, atts = torch.arange(batch, device=image.device), text.attention_mask
-        fused = bert(mode='fusion',
-                     hidden=torch.cat([text_embeds, text_embeds[hard_text], text_embeds, masked_embeds]),
-                     attention_mask=torch.cat([atts, atts[hard_text], atts, atts]),
-                     memory=bert.project(image_embeds),
-                     memory_index=torch.cat([own, own, hard_image, own]))  # [4B, L, D]
+        fused = bert(
+            mode='fusion',
+            hidden=torch.cat([text_embeds, text_embeds[hard_text], text_embeds, masked_embeds]),
+            attention_mask=torch.cat([atts, atts[hard_text], atts, atts]),
+            memory=bert.project(image_embeds),
+            memory_index=torch.cat([own, own, hard_image, own]),
+        )  # [4B, L, D]
 
         # Matching (ITM): one positive and two hard negatives a pair.
-        matches = self.itm_head(fused[:3 * batch, 0]).float()  # [3B, 2]
+        matches = self.itm_head(fused[: 3 * batch, 0]).float()  # [3B, 2]
         is_match = (torch.arange(3 * batch, device=image.device) < batch).long()
         loss_itm = F.cross_entropy(matches, is_match)
 
         # Masked words (MLM), scored only where they are asked.
-        hidden = fused[3 * batch:].flatten(0, 1).index_select(0, asked)  # [N, D]
+        hidden = fused[3 * batch :].flatten(0, 1).index_select(0, asked)  # [N, D]
         loss_mlm = losses.mlm_loss(self.text_encoder.cls(hidden).float(), labels.flatten().index_select(0, asked))
 
-        return {'loss_mlm': loss_mlm, 'loss_itc': loss_itc, 'loss_itm': loss_itm,
-                'image_feat': image_feat.detach(), 'text_feat': text_feat.detach(),
-                'itm_acc': (matches.detach().argmax(dim=1) == is_match).float().mean()}
+        return {
+            'loss_mlm': loss_mlm,
+            'loss_itc': loss_itc,
+            'loss_itm': loss_itm,
+            'image_feat': image_feat.detach(),
+            'text_feat': text_feat.detach(),
+            'itm_acc': (matches.detach().argmax(dim=1) == is_match).float().mean(),
+        }
 
     def features(self, image_embeds, text_embeds):
         """Normalised features of the [CLS] tokens, in float32: [B, P, Dv], [B, L, D] -> two of [B, E]."""
@@ -97,7 +108,9 @@ class PretrainModel(nn.Module):
         return image_feat, text_feat
 
     def excluded_pairs(self, input_ids, image_key):
-        """Pairs that cannot serve as negatives: [B, B] bool; only the own pair, as officially, unless configured otherwise."""
+        """Pairs that cannot serve as negatives: [B, B] bool; only the own pair, as officially, unless configured
+        otherwise.
+        """
         keys = [] if not self.exclude_equal_negatives else [k for k in (input_ids, image_key) if k is not None]
         return losses.negative_mask(input_ids, *keys)
 
@@ -109,13 +122,13 @@ class PretrainModel(nn.Module):
     def mask_tokens(self, input_ids):
         """Draw the masked words: [B, L] -> (masked_ids, labels), labels -100 where nothing is asked.
 
-        Every token but [PAD] and [CLS] is asked with `mlm_probability`; of those 80 % become [MASK], 10 % a random word of
-        the whole vocabulary, and 10 % stay. Draws from torch's default generator of the ids' device.
+        Every token but [PAD] and [CLS] is asked with `mlm_probability`; of those 80 % become [MASK], 10 % a random word
+        of the whole vocabulary, and 10 % stay. Draws from torch's default generator of the ids' device.
         """
         draw = torch.rand(input_ids.shape, device=input_ids.device)
         asked = (draw < self.mlm_probability) & (input_ids != self.pad) & (input_ids != self.cls)
         labels = input_ids.masked_fill(~asked, -100)
         fate = torch.rand(input_ids.shape, device=input_ids.device)
-        masked_ids = input_ids.masked_fill(asked & (fate < .8), self.mask)
+        masked_ids = input_ids.masked_fill(asked & (fate < 0.8), self.mask)
         random_words = torch.randint_like(input_ids, self.bert_config.vocab_size)
-        return torch.where(asked & (fate >= .9), random_words, masked_ids), labels
+        return torch.where(asked & (fate >= 0.9), random_words, masked_ids), labels

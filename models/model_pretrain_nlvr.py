@@ -11,6 +11,7 @@ from models import losses
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
 from models.xbert import BertConfig
+from utils.errors import InputError
 
 FIRST, SECOND, NEITHER = range(3)
 TEMP = 0.07  # of the images' similarities; nothing here trains a temperature
@@ -40,14 +41,17 @@ class TextAssignmentModel(nn.Module):
     def forward(self, image, text, image_key=None):
         """The loss of one batch.
 
-        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two pairs
-        show the same image (read only with `exclude_equal_negatives`).
+        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two
+        pairs show the same image (read only with `exclude_equal_negatives`).
         """
         image_embeds = self.visual_encoder(image)  # [B, P, Dv]
         weights = self.similarity_weights(image_embeds, text.input_ids, image_key)
         first, second, labels = self.draw_assignment(weights)  # [B]
-        memory = project_pairs(self.text_encoder, image_embeds,
-                               lambda states: (states.index_select(0, first), states.index_select(0, second)))
+        memory = project_pairs(
+            self.text_encoder,
+            image_embeds,
+            lambda states: (states.index_select(0, first), states.index_select(0, second)),
+        )
         hidden = self.text_encoder(text.input_ids, text.attention_mask, memory=memory)  # [B, L, D]
         return F.cross_entropy(self.ta_head(hidden[:, 0]).float(), labels)
 
@@ -57,27 +61,31 @@ class TextAssignmentModel(nn.Module):
         feat = F.normalize(self.vision_proj(image_embeds[:, 0]).float(), dim=-1)  # [B, E]
         keys = [] if not self.exclude_equal_negatives else [k for k in (input_ids, image_key) if k is not None]
         sim, _ = losses.similarities(feat, feat, TEMP)
-        return sim.softmax(dim=1).masked_fill(losses.negative_mask(feat, *keys), 0.)
+        return sim.softmax(dim=1).masked_fill(losses.negative_mask(feat, *keys), 0.0)
 
     @torch.no_grad()
     def draw_assignment(self, weights):
         """Draw what each text is asked about.
 
         weights: [B, B], how likely the images (columns) are to be distractors of each text (row); its own is never one.
-        Returns (first, second, labels), each [B] int64: the two images, and the answer, each of the three as likely: the own
-        image is the first, the second, or neither; then both are distractors, the second drawn from those that remain.
-        Draws from torch's default generator of the weights' device. ValueError below 3 pairs, where none could be drawn.
+        Returns (first, second, labels), each [B] int64: the two images, and the answer, each of the three as likely:
+        the own image is the first, the second, or neither; then both are distractors, the second drawn from those that
+        remain. Draws from torch's default generator of the weights' device. ValueError below 3 pairs, where none could
+        be drawn.
         """
         batch = len(weights)
         if batch < 3:
-            raise ValueError(f'text assignment needs batches of at least 3 pairs, not {batch}: a text is shown with two images '
-                             'of other pairs')
+            raise InputError(
+                f'text assignment needs batches of at least 3 pairs, not {batch}: a text is shown with two images '
+                'of other pairs'
+            )
         own = torch.arange(batch, device=weights.device)
         labels = torch.randint(3, (batch,), device=weights.device)
-        # A race of exponential clocks whose rates are the weights: the order in which they ring is a draw without replacement.
-        # Weights of 0 become the smallest that is none, so that a row without others still has two distractors.
+        # A race of exponential clocks whose rates are the weights: the order in which they ring is a draw without
+        # replacement. Weights of 0 become the smallest that is none, so that a row without others still has two
+        # distractors.
         race = weights.clamp(min=torch.finfo(weights.dtype).tiny) / torch.empty_like(weights).exponential_()
-        distractor, another = race.fill_diagonal_(-1.).topk(2, dim=1).indices.unbind(1)
+        distractor, another = race.fill_diagonal_(-1.0).topk(2, dim=1).indices.unbind(1)
         first = torch.where(labels == FIRST, own, distractor)
         second = torch.where(labels == SECOND, own, torch.where(labels == NEITHER, another, distractor))
         return first, second, labels

@@ -4,9 +4,11 @@ Legend: B pairs, L tokens, P image tokens (1 + patches), D width, E embedding, Q
 NI images, NT texts.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models import losses, rerank
 from models.momentum import copy_to_momentum, update_momentum
@@ -43,26 +45,32 @@ class RetrievalModel(nn.Module):
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
     def _encoders(self, config):
-        return (create_vit(config['image_res'], config['vit']), nn.Linear(config['vision_width'], config['embed_dim']),
-                create_bert(self.bert_config), nn.Linear(self.bert_config.hidden_size, config['embed_dim']))
+        return (
+            create_vit(config['image_res'], config['vit']),
+            nn.Linear(config['vision_width'], config['embed_dim']),
+            create_bert(self.bert_config),
+            nn.Linear(self.bert_config.hidden_size, config['embed_dim']),
+        )
 
     def momentum_pairs(self):
         """[(module, its momentum copy)]"""
-        return [(getattr(self, name), getattr(self, f'{name}_m'))
-                for name in ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')]
+        return [
+            (getattr(self, name), getattr(self, f'{name}_m'))
+            for name in ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')
+        ]
 
     def copy_momentum(self):
         """Take the momentum copies, where there are any, from the weights as they are now."""
         if self.use_momentum:
             copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image, text, idx, alpha=0.):
+    def forward(self, image, text, idx, alpha=0.0):
         """The losses of one batch; where gradients are enabled, momentum copies and queue go on by one step.
 
-        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; idx: [B] int64, equal where two pairs show
-        the same image. alpha: with `distill`, the weight of the momentum model's answers in the targets.
-        Returns a dict: loss_itc; loss_itm; itm_acc, the share of right answers in matching; no_negative, the number of pairs
-        that matching saw without negatives, as all of the batch shows their image.
+        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; idx: [B] int64, equal where two pairs
+        show the same image. alpha: with `distill`, the weight of the momentum model's answers in the targets. Returns a
+        dict: loss_itc; loss_itm; itm_acc, the share of right answers in matching; no_negative, the number of pairs that
+        matching saw without negatives, as all of the batch shows their image.
         """
         image_embeds, image_feat = self.encode_image(image)  # [B, P, Dv], [B, E]
         text_embeds, text_feat = self.encode_text(text.input_ids, text.attention_mask)  # [B, L, D], [B, E]
@@ -74,7 +82,9 @@ class RetrievalModel(nn.Module):
             targets = losses.same_image_targets(idx, idx)  # [B, B]
             sims = *losses.similarities(image_feat, text_feat, self.temp), targets, targets
         sim_i2t, sim_t2i, targets_i2t, targets_t2i = sims  # all [B, C]
-        loss_itc = (losses.soft_cross_entropy(sim_i2t, targets_i2t) + losses.soft_cross_entropy(sim_t2i, targets_t2i)) / 2
+        loss_itc = (
+            losses.soft_cross_entropy(sim_i2t, targets_i2t) + losses.soft_cross_entropy(sim_t2i, targets_t2i)
+        ) / 2
 
         # Matching (ITM): each pair, its text with another image, and its image with another text.
         batch = len(idx)
@@ -85,18 +95,25 @@ class RetrievalModel(nn.Module):
             other_image = losses.sampled_negatives(sim_t2i[:, :batch], excluded)  # [B]
             other_text = losses.sampled_negatives(sim_i2t[:, :batch], excluded)
         own, atts = torch.arange(batch, device=idx.device), text.attention_mask
-        fused = self.text_encoder(mode='fusion', first_only=True,
-                                  hidden=torch.cat([text_embeds, text_embeds, text_embeds[other_text]]),
-                                  attention_mask=torch.cat([atts, atts, atts[other_text]]),
-                                  memory=self.text_encoder.project(image_embeds),
-                                  memory_index=torch.cat([own, other_image, own]))  # [3B, 1, D]
+        fused = self.text_encoder(
+            mode='fusion',
+            first_only=True,
+            hidden=torch.cat([text_embeds, text_embeds, text_embeds[other_text]]),
+            attention_mask=torch.cat([atts, atts, atts[other_text]]),
+            memory=self.text_encoder.project(image_embeds),
+            memory_index=torch.cat([own, other_image, own]),
+        )  # [3B, 1, D]
         matches = self.itm_head(fused[:, 0]).float()  # [3B, 2]
         is_match = (torch.arange(3 * batch, device=idx.device) < batch).long()
         counts = torch.cat([torch.ones_like(no_negative), ~no_negative, ~no_negative]).float()  # [3B]
         loss_itm = (F.cross_entropy(matches, is_match, reduction='none') * counts).sum() / counts.sum()
         right = (matches.detach().argmax(dim=1) == is_match) * counts
-        return {'loss_itc': loss_itc, 'loss_itm': loss_itm, 'itm_acc': right.sum() / counts.sum(),
-                'no_negative': no_negative.sum()}
+        return {
+            'loss_itc': loss_itc,
+            'loss_itm': loss_itm,
+            'itm_acc': right.sum() / counts.sum(),
+            'no_negative': no_negative.sum(),
+        }
 
     def contrast_with_momentum(self, image, text, image_feat, text_feat, idx, alpha):
         """Similarities with the momentum features of the batch and of the queue, and what they should be.
@@ -107,7 +124,9 @@ class RetrievalModel(nn.Module):
             update_momentum(self.momentum_pairs(), self.momentum)
         with torch.no_grad():
             image_feat_m = feature(self.visual_encoder_m(image), self.vision_proj_m)  # [B, E]
-            text_feat_m = feature(self.text_encoder_m(text.input_ids, text.attention_mask, mode='text'), self.text_proj_m)
+            text_feat_m = feature(
+                self.text_encoder_m(text.input_ids, text.attention_mask, mode='text'), self.text_proj_m
+            )
             images = torch.cat([image_feat_m, self.image_queue.t()])  # [C, E]
             texts = torch.cat([text_feat_m, self.text_queue.t()])
             targets_i2t = targets_t2i = losses.same_image_targets(idx, torch.cat([idx, self.idx_queue[0]]))  # [B, C]
@@ -118,8 +137,12 @@ class RetrievalModel(nn.Module):
                 targets_t2i = alpha * sim_t2i_m.softmax(dim=1) + (1 - alpha) * targets_t2i
         if torch.is_grad_enabled():
             self.enqueue(image_feat_m, text_feat_m, idx)
-        return (losses.scaled_products(image_feat, texts, self.temp),
-                losses.scaled_products(text_feat, images, self.temp), targets_i2t, targets_t2i)
+        return (
+            losses.scaled_products(image_feat, texts, self.temp),
+            losses.scaled_products(text_feat, images, self.temp),
+            targets_i2t,
+            targets_t2i,
+        )
 
     def encode_image(self, image):
         """[B, 3, R, R] -> image_embeds [B, P, Dv], image_feat [B, E] normalised, in float32."""
@@ -137,7 +160,9 @@ class RetrievalModel(nn.Module):
 
         Any batch fits: at the end of the queue it goes on at the beginning, and of more than Q only the last Q stay.
         """
-        image_feat, text_feat, idx = (torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx))
+        image_feat, text_feat, idx = (
+            torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx)
+        )
         size = self.idx_queue.shape[1]
         places = (self.queue_ptr + torch.arange(len(idx), device=idx.device)) % size
         kept = places[-size:]
@@ -146,21 +171,16 @@ class RetrievalModel(nn.Module):
         self.idx_queue[:, kept] = idx[-size:]
         self.queue_ptr.copy_((self.queue_ptr + len(idx)) % size)
 
-    @torch.no_grad()
-    def score_matrices(self, images, texts, k):
-        """Matching scores of the `k` best candidates by contrast of every image and of every text.
+    def score_matrices(self, images: Iterable[Tensor], texts: Iterable, k: int) -> tuple[Tensor, Tensor]:
+        """ITM scores of the `k` best candidates by ITC of every image and of every text.
 
-        images: iterable of batches [b, 3, R, R]; texts: iterable of batches with `input_ids` and `attention_mask` [b, L].
-        Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU: the raw logit of "match", -100 where a pair was not scored. Dropout is
-        off. With several processes all call it alike, and each does its part; see `models.rerank` for the parts.
+        images: iterable of batches [b, 3, R, R]. texts: iterable of batches with `input_ids` and `attention_mask` [b,
+        L]. Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU: the logit of "match", -100 where a pair was not scored.
+        With several processes all have the same batches, and each scores its shard; see `models.rerank`, which
+        `Retrieval.py` calls.
         """
-        training = self.training
-        self.eval()
-        try:
-            encoded = rerank.encode(self, rerank.own_share(images), rerank.own_share(texts))
-            return rerank.rerank(self, encoded, encoded.similarities(), k)
-        finally:
-            self.train(training)
+        scores = rerank.score_split(self, rerank.shard(images), rerank.shard(texts), k)
+        return scores.i2t, scores.t2i
 
 
 def feature(embeds, projection):

@@ -1,10 +1,9 @@
 """Visual question answering: a question is read over the image, and a decoder says its answer word by word (ALBEF).
 
-Legend: B questions, N answers of all questions, P image tokens, S question tokens, L answer tokens, D width, V vocabulary,
-T asked tokens, A answers in the list.
+Legend: B questions, N answers of all questions, P image tokens, S question tokens, L answer tokens, D width, V
+vocabulary, T asked tokens, A answers in the list.
 """
 
-import re
 from dataclasses import replace
 
 import torch
@@ -12,25 +11,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import answer_ranking
-from models.checkpoint import load_state, strip_bert
 from models.momentum import copy_to_momentum, update_momentum
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
+from utils.errors import InputError
 
 
 class VQAModel(nn.Module):
     """An image encoder, a question encoder that reads the image, and a causal answer decoder that reads the question.
 
-    config: see `create_model`; tokenizer: its `pad_token_id` is read. With `distill` the model has a momentum copy of each
-    part, a teacher for the loss.
+    config: see `create_model`; tokenizer: its `pad_token_id` is read. With `distill` the model has a momentum copy of
+    each part, a teacher for the loss.
     """
 
     def __init__(self, config, tokenizer):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
         if self.bert_config.fusion_layer == self.bert_config.num_hidden_layers:
-            raise ValueError('bert_config: fusion_layer must be below num_hidden_layers: the answer decoder has as many '
-                             'layers as the text encoder has from fusion_layer on')
+            raise InputError(
+                'bert_config: fusion_layer must be below num_hidden_layers: the answer decoder has as many '
+                'layers as the text encoder has from fusion_layer on'
+            )
         self.pad = tokenizer.pad_token_id
         self.distill, self.momentum = config['distill'], config['momentum']
         self.rank_first_token_once = config['rank_first_token_once']
@@ -44,8 +45,12 @@ class VQAModel(nn.Module):
 
     def _parts(self, config):
         bert = self.bert_config
-        decoder = replace(bert, num_hidden_layers=bert.num_hidden_layers - bert.fusion_layer, fusion_layer=0,
-                          encoder_width=bert.hidden_size)
+        decoder = replace(
+            bert,
+            num_hidden_layers=bert.num_hidden_layers - bert.fusion_layer,
+            fusion_layer=0,
+            encoder_width=bert.hidden_size,
+        )
         return (create_vit(config['image_res'], config['vit']), create_bert(bert), create_bert(decoder, head=True))
 
     def momentum_pairs(self):
@@ -57,17 +62,21 @@ class VQAModel(nn.Module):
         """Take the momentum copies, where there are any, from the weights as they are now."""
         copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image, question, answer, k, weights, alpha=0.):
-        """The loss of one batch: of each answer weight x the sum of its tokens' losses, divided by the number of questions.
+    def forward(self, image, question, answer, k, weights, alpha=0.0):
+        """The loss of one batch: of each answer weight x the sum of its tokens' losses, divided by the number of
+        questions.
 
         image: [B, 3, R, R]; question: `input_ids` and `attention_mask`, both [B, S]; answer: the same of all questions'
         answers, [N, L]; k: [B], how many answers each question has; weights: [N].
         alpha: with `distill`, how much of a token's loss is cross entropy with the momentum model's prediction.
         """
         targets = answer.input_ids[:, 1:]  # [N, L-1]
-        asked = (targets != self.pad).flatten().nonzero()[:, 0]  # [T]; waits for the device, so before its work is queued
+        asked = (
+            (targets != self.pad).flatten().nonzero()[:, 0]
+        )  # [T]; waits for the device, so before its work is queued
         asker = torch.arange(len(image), device=image.device).repeat_interleave(
-            torch.as_tensor(k, device=image.device), output_size=len(targets))  # [N]
+            torch.as_tensor(k, device=image.device), output_size=len(targets)
+        )  # [N]
         inputs = image, question, answer, asker, asked
 
         logits = self.answer_logits(*inputs, self.visual_encoder, self.text_encoder, self.text_decoder)  # [T, V]
@@ -86,9 +95,14 @@ class VQAModel(nn.Module):
         asker: [N], the question of each answer; asked: [T], flat places in [N, L-1], the tokens after the first.
         """
         states = read_question(visual_encoder, text_encoder, image, question)  # [B, S, D]
-        hidden = text_decoder.bert(answer.input_ids[:, :-1], answer.attention_mask[:, :-1], causal=True,
-                                   memory=text_decoder.bert.project(states), memory_index=asker,
-                                   memory_mask=question.attention_mask)  # [N, L-1, D]
+        hidden = text_decoder.bert(
+            answer.input_ids[:, :-1],
+            answer.attention_mask[:, :-1],
+            causal=True,
+            memory=text_decoder.bert.project(states),
+            memory_index=asker,
+            memory_mask=question.attention_mask,
+        )  # [N, L-1, D]
         return text_decoder.cls(hidden.flatten(0, 1).index_select(0, asked)).float()
 
     @torch.no_grad()
@@ -98,67 +112,12 @@ class VQAModel(nn.Module):
         answers: the list, `input_ids` and `attention_mask`, both [A, L]. See `answer_ranking.rank_answers`.
         """
         states = read_question(self.visual_encoder, self.text_encoder, image, question)
-        return answer_ranking.rank_answers(self.text_decoder, states, question.attention_mask, answers, k, self.pad,
-                                           self.rank_first_token_once)
+        return answer_ranking.rank_answers(
+            self.text_decoder, states, question.attention_mask, answers, k, self.pad, self.rank_first_token_once
+        )
 
 
 def read_question(visual_encoder, text_encoder, image, question):
     """The states of a question that was read over its image: [B, 3, R, R], [B, S] -> [B, S, D]."""
     image_embeds = visual_encoder(image)  # [B, P, Dv]
     return text_encoder(question.input_ids, question.attention_mask, memory=text_encoder.project(image_embeds))
-
-
-# ---- weights from checkpoints ----
-
-UNUSED = (r'(vision|text)_proj(_m)?\.', r'itm_head(_m)?\.', r'temp$', r'(image|text|idx)_queue$', r'queue_ptr$', r'ptr_queue$')
-PARTS_M = r'(visual_encoder|text_encoder|text_decoder)_m\.'
-
-
-def is_vqa(state):
-    """Whether a state dict is of this task: it has an answer decoder."""
-    return any(key.startswith('text_decoder.') for key in state)
-
-
-def load_vqa(model, state, source):
-    """Starting weights from a VQA checkpoint, or from a pre-training one of ours, of GRIT-VLP or of ALBEF; a Report.
-
-    Momentum copies are taken from the file where it has them, and are else copies of the weights just loaded.
-    """
-    new, left, notes = [], list(UNUSED), []
-    if not is_vqa(state):
-        state = with_decoder(state, model.bert_config)
-        notes.append(f'answer decoder: from the text encoder\'s layers {model.bert_config.fusion_layer} to '
-                     f'{model.bert_config.num_hidden_layers - 1}, its embeddings, and the head of masked language modelling')
-        if model.bert_config.encoder_width != model.bert_config.hidden_size:
-            new.append(r'text_decoder(_m)?\..*crossattention\.self\.(key|value)\.')
-            notes.append('its keys and values of the question are random: the question is not as wide as the image')
-    copied = model.distill and not any(key.startswith('visual_encoder_m.') for key in state)
-    if copied:
-        new.append(PARTS_M)
-        notes.append('momentum copies: of the weights just loaded')
-    if not model.distill:
-        left.append(PARTS_M)
-    report = load_state(model, state, source, new, left)
-    if copied:
-        model.copy_momentum()
-    report.notes += notes
-    return report
-
-
-def with_decoder(state, bert_config):
-    """Names of pre-training -> names of this model: fusion layer l is also decoder layer l - `fusion_layer`, the decoder
-    starts with the text encoder's embeddings (a copy, not tied), and the head of masked language modelling is its head."""
-    renamed = {}
-    for key, value in strip_bert(state).items():
-        decoder = re.sub(r'^text_encoder(_m)?\.', r'text_decoder\1.bert.', key)
-        if re.match(r'text_encoder(_m)?\.cls\.', key):
-            renamed[decoder.replace('.bert.cls.', '.cls.')] = value
-            continue
-        renamed[key] = value
-        layer = re.match(r'(text_decoder(?:_m)?\.bert\.encoder\.layer\.)(\d+)(\..*)', decoder)
-        if layer and int(layer[2]) >= bert_config.fusion_layer:
-            if bert_config.encoder_width == bert_config.hidden_size or not re.search(r'crossattention\.self\.(key|value)', key):
-                renamed[f'{layer[1]}{int(layer[2]) - bert_config.fusion_layer}{layer[3]}'] = value
-        elif '.bert.embeddings.' in decoder:
-            renamed[decoder] = value
-    return renamed

@@ -1,62 +1,76 @@
-"""The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a closing `[SEP]`."""
+"""The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a final `[SEP]`."""
 
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
-# Workers are forked processes; the library's own threads would only warn about that.
+from utils.errors import InputError, MissingFileError
+
+# Loader workers are forked processes; the library's own threads would only warn about that.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 VOCABULARY = ('vocab.txt', 'tokenizer.json')
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
-def create_tokenizer(name):
+def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerFast:
     """A Hugging Face tokenizer that emits `[CLS] X`.
 
     name: a hub name such as bert-base-uncased, or a folder with tokenizer files, of which `vocab.txt` alone is enough.
-    Raises FileNotFoundError with the remedy where neither leads to a vocabulary.
+    vocab_size: the number of word embeddings of the text encoder.
+    InputError if there is no vocabulary, or if it has more tokens than `vocab_size`.
     """
     folder = local_folder(name, 'tokenizer', (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json'))
-    if not _holds(folder, VOCABULARY):  # a tokenizer of five special tokens would come back, without a word
-        raise FileNotFoundError(f'--text_encoder {name}: it holds no vocab.txt and no tokenizer.json')
-    # A bare vocabulary says nothing of case; bert-base-uncased's is lower case, and libraries differ in what they assume.
+    if not _holds(folder, VOCABULARY):  # the library would return a tokenizer of five special tokens
+        raise MissingFileError(f'--text_encoder {name}: it has neither vocab.txt nor tokenizer.json')
+    # A bare vocabulary does not say its case; bert-base-uncased's is lower case, and library versions differ in their
+    # default.
     case = {} if _holds(folder, ('tokenizer.json', 'tokenizer_config.json')) else {'do_lower_case': True}
     tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
     cls = tokenizer.cls_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)])
+        single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)]
+    )
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise InputError(
+            f'--text_encoder {name}: its vocabulary has {len(tokenizer)} words, bert_config.vocab_size is '
+            f'{vocab_size}; set bert_config.vocab_size={len(tokenizer)}'
+        )
     return tokenizer
 
 
-def pack_tokenizer(tokenizer):
-    """A tokenizer as plain values, for a checkpoint that is to be used where its vocabulary's files are not."""
+def pack_tokenizer(tokenizer) -> dict[str, Any]:
+    """A tokenizer as plain values, for a checkpoint that is used without the files of its vocabulary."""
     return {'json': tokenizer.backend_tokenizer.to_str(), 'special_tokens': dict(tokenizer.special_tokens_map)}
 
 
-def unpack_tokenizer(packed):
+def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer that `pack_tokenizer` packed."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
 
 
-def local_folder(name, what, files):
-    """The folder that a name stands for: itself, or the hub's files brought into the local cache (or found there)."""
+def local_folder(name: str, what: str, files: Iterable[str]) -> str:
+    """The folder that a name means: itself, or the local cache of the hub's files, downloaded if needed."""
     if os.path.isdir(name):
         return name
     from huggingface_hub import snapshot_download
+
     try:
         return snapshot_download(name, allow_patterns=list(files))
     except Exception as error:  # no network, no such name, not even a possible name: each has its own exception
         reason = str(error).strip().split('\n')[0]
-        raise FileNotFoundError(f'--text_encoder {name}: no such folder, and the {what} could not be had from the Hugging Face '
-                                f'hub ({reason}); give a folder with its files, or download it once where there is a '
-                                'network') from None
+        raise MissingFileError(
+            f'--text_encoder {name}: no such folder, and the {what} could not be downloaded from the Hugging Face hub '
+            f'({reason}); give a folder with its files, or download it once on a machine with a network'
+        ) from None
 
 
-def weights_folder(name):
-    """A folder with a BERT's config.json and weights for a hub name or a folder; None for a folder that holds none."""
+def weights_folder(name: str) -> str | None:
+    """The folder with a BERT's config.json and weights for a hub name or a folder; None if a folder has none."""
     if not os.path.isdir(name):
         folder = local_folder(name, 'weights', ('config.json', WEIGHTS[0]))
         return folder if _holds(folder, WEIGHTS[:1]) else local_folder(name, 'weights', ('config.json', WEIGHTS[1]))
@@ -64,5 +78,5 @@ def weights_folder(name):
     return name if has_weights and AutoConfig.from_pretrained(name).model_type == 'bert' else None
 
 
-def _holds(folder, files):
+def _holds(folder: str, files: Iterable[str]) -> bool:
     return any(os.path.exists(os.path.join(folder, file)) for file in files)

@@ -1,7 +1,8 @@
 """BERT that reads a text against two images: each fusion layer doubled (NLVR2, as in ALBEF, arXiv 2107.07651).
 
-With F = fusion_layer, layers F, F+2, ... attend to the first image and F+1, F+3, ... to the second. The two layers of a pair
-map their image to keys and values with the same parameters, which stand under both layers' names in the state dict.
+With F = fusion_layer, layers F, F+2, ... attend to the first image and F+1, F+3, ... to the second. The two layers of a
+pair map their image to keys and values with the same parameters, which stand under both layers' names in the state
+dict.
 
 Legend: I images, R rows of text, S image tokens (1 + patches), Dm their width, H heads, d = D / H.
 """
@@ -27,15 +28,15 @@ def doubled_layers(fusion_layer, layers):
 
 def layer_pairs(bert):
     """[(layer of the first image, layer of the second)]"""
-    fusion = bert.encoder.layer[bert.config.fusion_layer:]
+    fusion = bert.encoder.layer[bert.config.fusion_layer :]
     return list(zip(fusion[::2], fusion[1::2], strict=True))
 
 
 def project_pairs(bert, image_embeds, split):
     """Keys and values for `BertModel.forward(memory=...)`: each image is projected once for each pair of layers.
 
-    image_embeds: [I, S, Dm]. split: from states of the I images to (those of each row's first image, those of its second),
-    [I, H, S, d] -> two of [R, H, S, d]. Returns one (key, value) a fusion layer, each [R, H, S, d].
+    image_embeds: [I, S, Dm]. split: from states of the I images to (those of each row's first image, those of its
+    second), [I, H, S, d] -> two of [R, H, S, d]. Returns one (key, value) a fusion layer, each [R, H, S, d].
     """
     memory = []
     for layer, _ in layer_pairs(bert):

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from utils.errors import InputError
+
 VIT_B_16 = {'patch_size': 16, 'embed_dim': 768, 'depth': 12, 'num_heads': 12, 'mlp_ratio': 4}
 
 
@@ -20,24 +22,27 @@ def create_vit(image_res, shape=None):
     """
     shape = VIT_B_16 | dict(shape or {})
     if image_res % shape['patch_size']:
-        raise ValueError(f'image_res {image_res} must be a multiple of vit.patch_size {shape["patch_size"]}')
+        raise InputError(f'image_res {image_res} must be a multiple of vit.patch_size {shape["patch_size"]}')
     if shape['embed_dim'] % shape['num_heads']:
-        raise ValueError(f'vit.embed_dim {shape["embed_dim"]} must be a multiple of vit.num_heads {shape["num_heads"]}')
+        raise InputError(f'vit.embed_dim {shape["embed_dim"]} must be a multiple of vit.num_heads {shape["num_heads"]}')
     vit = VisionTransformer(img_size=image_res, num_classes=0, global_pool='', qkv_bias=True, **shape)
-    nn.init.trunc_normal_(vit.cls_token, std=.02)
+    nn.init.trunc_normal_(vit.cls_token, std=0.02)
     return vit
 
 
 def interpolate_pos_embed(checkpoint, visual_encoder):
     """Resize position embeddings to the encoder's grid, bicubic; those of the extra tokens ([CLS]) stay.
 
-    checkpoint: [1, 1 + n, D]; returns [1, 1 + m, D] with m = `visual_encoder.patch_embed.num_patches`. Both grids are square.
+    checkpoint: [1, 1 + n, D]; returns [1, 1 + m, D] with m = `visual_encoder.patch_embed.num_patches`. Both grids are
+    square.
     """
     num_patches = visual_encoder.patch_embed.num_patches
     num_extra = visual_encoder.pos_embed.shape[1] - num_patches
     old, new = math.isqrt(checkpoint.shape[1] - num_extra), math.isqrt(num_patches)
     if old * old + num_extra != checkpoint.shape[1]:
-        raise ValueError(f'{checkpoint.shape[1]} position embeddings are not a square grid and {num_extra} extra token(s)')
+        raise InputError(
+            f'{checkpoint.shape[1]} position embeddings are not a square grid and {num_extra} extra token(s)'
+        )
     if old == new:
         return checkpoint
     extra, grid = checkpoint[:, :num_extra], checkpoint[:, num_extra:]

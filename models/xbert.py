@@ -6,9 +6,9 @@ B memories (images) of S states (1 + patches), each Dm wide.
 The names of the parameters are those of Hugging Face's BERT, with `crossattention` added to the layers from
 `fusion_layer` on, so that BERT, ALBEF and GRIT-VLP weights load as they are.
 
-What the upper layers attend to is projected to keys and values *once* by `BertModel.project`, and every row of text says
-which of the B memories it reads (`memory_index`). A pre-training step runs four rows of text against each image; projecting
-the image again for each row, as is usual, is a seventh of all its operations.
+What the upper layers attend to is projected to keys and values *once* by `BertModel.project`, and every row of text
+says which of the B memories it reads (`memory_index`). A pre-training step runs four rows of text against each image;
+projecting the image again for each row, as is usual, is a seventh of all its operations.
 """
 
 from dataclasses import dataclass, fields
@@ -18,9 +18,23 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from utils.errors import InputError
+
 # Keys of BERT's own configuration files that say nothing about the computation here.
-IGNORED = ('architectures', 'model_type', 'concat_layer', 'type', 'transformers_version', 'position_embedding_type',
-           'use_cache', 'classifier_dropout', 'gradient_checkpointing', 'unk_token_id', '_name_or_path', 'add_cross_attention')
+IGNORED = (
+    'architectures',
+    'model_type',
+    'concat_layer',
+    'type',
+    'transformers_version',
+    'position_embedding_type',
+    'use_cache',
+    'classifier_dropout',
+    'gradient_checkpointing',
+    'unk_token_id',
+    '_name_or_path',
+    'add_cross_attention',
+)
 
 
 @dataclass(frozen=True)
@@ -49,16 +63,20 @@ class BertConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(mapping) - known - set(IGNORED))
         if unknown:
-            raise ValueError(f'bert_config: unknown key {unknown[0]!r}; known are {", ".join(sorted(known))}')
+            raise InputError(f'bert_config: unknown key {unknown[0]!r}; known are {", ".join(sorted(known))}')
         config = cls(**{key: value for key, value in mapping.items() if key in known})
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(f'bert_config: hidden_size {config.hidden_size} must be a multiple of num_attention_heads '
-                             f'{config.num_attention_heads}')
+            raise InputError(
+                f'bert_config: hidden_size {config.hidden_size} must be a multiple of num_attention_heads '
+                f'{config.num_attention_heads}'
+            )
         if not 0 <= config.fusion_layer <= config.num_hidden_layers:
-            raise ValueError(f'bert_config: fusion_layer {config.fusion_layer} must lie between 0 and num_hidden_layers '
-                             f'{config.num_hidden_layers}')
+            raise InputError(
+                f'bert_config: fusion_layer {config.fusion_layer} must lie between 0 and num_hidden_layers '
+                f'{config.num_hidden_layers}'
+            )
         if config.hidden_act != 'gelu':
-            raise ValueError(f'bert_config: hidden_act {config.hidden_act!r} is not supported, only gelu is')
+            raise InputError(f'bert_config: hidden_act {config.hidden_act!r} is not supported, only gelu is')
         return config
 
 
@@ -77,8 +95,10 @@ class Embeddings(nn.Module):
     def forward(self, input_ids, start=0):  # [R, L] -> [R, L, D]
         end = start + input_ids.shape[1]
         if end > self.position_ids.shape[1]:
-            raise ValueError(f'a text of {end} tokens is longer than the position table (max_position_embeddings: '
-                             f'{self.position_ids.shape[1]}); cut the text or use a larger table')
+            raise InputError(
+                f'a text of {end} tokens is longer than the position table (max_position_embeddings: '
+                f'{self.position_ids.shape[1]}); cut the text or use a larger table'
+            )
         embeds = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         embeds = embeds + self.position_embeddings(self.position_ids[:, start:end])
         return self.dropout(self.LayerNorm(embeds))
@@ -127,8 +147,9 @@ class Attention(nn.Module):
     def forward(self, hidden, key, value, mask=None):
         """Attend from hidden [R, L, D] to key and value [R, H, S, d], or [B, H, S, d] with R = r x B.
 
-        In the second case rows b*r ... b*r + r-1 read memory b: the queries of a memory are laid one behind the other, so
-        that nothing is copied. mask: bool, True = may be attended to, broadcastable to [R, H, L, S], there [B, 1, 1, S].
+        In the second case rows b*r ... b*r + r-1 read memory b: the queries of a memory are laid one behind the other,
+        so that nothing is copied. mask: bool, True = may be attended to, broadcastable to [R, H, L, S], there [B, 1, 1,
+        S].
         """
         rows, length, _ = hidden.shape
         query = self._heads(self.self.query(hidden))  # [R, H, L, d]
@@ -136,8 +157,9 @@ class Attention(nn.Module):
         if shared:
             assert rows % key.shape[0] == 0 and (mask is None or mask.shape[2] == 1), (rows, key.shape)
             query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)  # [B, H, r*L, d]
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
-                                                 dropout_p=self.dropout if self.training else 0.)
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
         if shared:
             context = context.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # [R, H, L, d]
         return self.output(context.transpose(1, 2).flatten(2), hidden)  # [R, L, D]
@@ -204,10 +226,22 @@ class BertModel(nn.Module):
         states: [B, S, Dm], an image's patches or a question's tokens.
         Returns one (key, value) a fusion layer, each [B, H, S, d].
         """
-        return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer:]]
+        return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer :]]
 
-    def forward(self, input_ids=None, attention_mask=None, mode='multi_modal', hidden=None, memory=None,
-                memory_index=None, memory_mask=None, causal=False, past=None, present=None, first_only=False):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        mode='multi_modal',
+        hidden=None,
+        memory=None,
+        memory_index=None,
+        memory_mask=None,
+        causal=False,
+        past=None,
+        present=None,
+        first_only=False,
+    ):
         """Run the layers that `mode` names.
 
         input_ids: [R, L], needed by 'text' and 'multi_modal'; hidden: [R, L, D], needed by 'fusion'.
@@ -221,9 +255,11 @@ class BertModel(nn.Module):
         first_only: the last layer computes the first token alone, which is all that matching reads.
         Returns [R, L, D], with `first_only` [R, 1, D].
         """
-        first, last = {'text': (0, self.config.fusion_layer),
-                       'fusion': (self.config.fusion_layer, self.config.num_hidden_layers),
-                       'multi_modal': (0, self.config.num_hidden_layers)}[mode]
+        first, last = {
+            'text': (0, self.config.fusion_layer),
+            'fusion': (self.config.fusion_layer, self.config.num_hidden_layers),
+            'multi_modal': (0, self.config.num_hidden_layers),
+        }[mode]
         start = past[0][0].shape[2] if past is not None else 0  # T
         if hidden is None:
             hidden = self.embeddings(input_ids, start)
@@ -239,8 +275,15 @@ class BertModel(nn.Module):
             layer_memory = memory[i - self.config.fusion_layer] if i >= self.config.fusion_layer else None
             if layer_memory is not None and memory_index is not None:
                 layer_memory = [states.index_select(0, memory_index) for states in layer_memory]
-            arguments = (hidden, mask, layer_memory, memory_mask, past and past[i - first], present,
-                         first_only and i == last - 1)
+            arguments = (
+                hidden,
+                mask,
+                layer_memory,
+                memory_mask,
+                past and past[i - first],
+                present,
+                first_only and i == last - 1,
+            )
             if self.grad_checkpointing and self.training:
                 hidden = checkpoint(self.encoder.layer[i], *arguments, use_reentrant=False)
             else:

@@ -1,4 +1,5 @@
 """AdamW with the official two parameter groups: without and with weight decay."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -6,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from utils.errors import InputError
 
 KNOWN_KEYS = ('opt', 'lr', 'weight_decay', 'betas', 'eps', 'no_decay')
 
@@ -22,7 +25,7 @@ def create_optimizer(settings: Mapping[str, Any], model: nn.Module) -> torch.opt
     groups = parameter_groups(model, float(settings['weight_decay']), settings.get('no_decay') or ())
     parameters = [parameter for group in groups for parameter in group['params']]
     if not parameters:
-        raise ValueError('the model has no trainable parameter: every one has requires_grad False')
+        raise InputError('the model has no trainable parameter: every one has requires_grad False')
     optimizer = torch.optim.AdamW(
         groups,
         lr=float(settings['lr']),
@@ -44,7 +47,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[s
     names = [name for name, _ in model.named_parameters()]
     for entry in exempt:
         if not any(_names(entry, name) for name in names):
-            raise ValueError(f'optimizer.no_decay names {entry!r}, but this model has no such parameter; remove it')
+            raise InputError(f'optimizer.no_decay names {entry!r}, but this model has no such parameter; remove it')
     without, decayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -80,11 +83,11 @@ def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 def _check(settings: Mapping[str, Any]) -> None:
     for key in settings:
         if key not in KNOWN_KEYS:
-            raise ValueError(f"optimizer.{key} is not a known key; known are {', '.join(KNOWN_KEYS)}")
+            raise InputError(f'optimizer.{key} is not a known key; known are {", ".join(KNOWN_KEYS)}')
     for key in ('opt', 'lr', 'weight_decay'):
         if key not in settings:
-            raise ValueError(f'optimizer.{key} is missing; add it to the configuration')
+            raise InputError(f'optimizer.{key} is missing; add it to the configuration')
     if isinstance(settings.get('no_decay'), str):
-        raise ValueError(f"optimizer.no_decay must be a list of parameter names: [{settings['no_decay']}]")
+        raise InputError(f'optimizer.no_decay must be a list of parameter names: [{settings["no_decay"]}]')
     if str(settings['opt']).lower() != 'adamw':
-        raise ValueError(f"optimizer.opt is {settings['opt']!r}; the only optimizer is 'adamW'")
+        raise InputError(f"optimizer.opt is {settings['opt']!r}; the only optimizer is 'adamW'")

@@ -2,11 +2,14 @@
 
 There is no scheduler object and therefore no state to restore: a resumed run asks for the rate of the step it is at.
 """
+
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from utils.errors import InputError
 
 STAIR = 100  # iterations between two warm-up steps; `warmup_epochs` counts these steps, not epochs
 
@@ -25,7 +28,7 @@ def learning_rate(schedular: Mapping[str, Any], epoch: int, iteration: int) -> f
     Raises ValueError where a key is missing or is not a number, and for a `sched` other than cosine.
     """
     if schedular.get('sched', 'cosine') != 'cosine':
-        raise ValueError(f"schedular.sched is {schedular['sched']!r}; the only schedule is 'cosine'")
+        raise InputError(f"schedular.sched is {schedular['sched']!r}; the only schedule is 'cosine'")
     peak = _number(schedular, 'lr')
     if epoch == 0:
         return _warmup(schedular, peak, iteration)
@@ -59,8 +62,8 @@ def _cosine(peak: float, floor: float, epoch: int, epochs: float) -> float:
 
 def _number(schedular: Mapping[str, Any], key: str) -> float:
     if key not in schedular:
-        raise ValueError(f'schedular.{key} is missing; add it to the configuration')
+        raise InputError(f'schedular.{key} is missing; add it to the configuration')
     value = schedular[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f'schedular.{key} must be a number, not {value!r}')
+        raise InputError(f'schedular.{key} must be a number, not {value!r}')
     return value

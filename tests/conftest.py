@@ -20,6 +20,7 @@ def tiny_tokenizer():
 def world(tmp_path_factory):
     """The folder of a small demo world: 62 training scenes, so that batches never divide them."""
     from dataset.shapes import make_world
+
     folder = tmp_path_factory.mktemp('world')
     make_world(folder, 0, {'train': 62, 'val': 12, 'test': 13})
     return folder
@@ -30,6 +31,7 @@ def pretrained(world, tmp_path_factory):
     """The path of a checkpoint that Pretrain.py wrote after two tiny epochs."""
     import Pretrain
     from tests.tiny import arguments
+
     output = tmp_path_factory.mktemp('pretrained')
     Pretrain.main(arguments('pretrain', world, output))
     return output / 'checkpoint_01.pth'

@@ -1,4 +1,5 @@
 """Helpers of the tests of `python -m dataset.prepare`."""
+
 import json
 
 import numpy as np

@@ -30,6 +30,7 @@ class DieAt:
             if last:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
+
         setattr(self.owner, self.name, dying)
 
 
@@ -43,8 +44,13 @@ def _child(main, argv, rank, world_size, port, fault, log):
     sys.stdout = sys.stderr = open(f'{log}.{rank}', 'a', buffering=1)
     torch.set_num_threads(1)
     if world_size > 1:
-        os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(world_size),
-                       'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        os.environ |= {
+            'RANK': str(rank),
+            'LOCAL_RANK': str(rank),
+            'WORLD_SIZE': str(world_size),
+            'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': str(port),
+        }
     if fault is not None:
         fault.install()
     main(argv)
@@ -58,8 +64,10 @@ def run(main, argv, log, world_size=1, fault=None, seconds=120):
     """
     context = multiprocessing.get_context('fork')
     port = free_port()
-    children = [context.Process(target=_child, args=(main, argv, rank, world_size, port, fault if rank == 0 else None, log))
-                for rank in range(world_size)]
+    children = [
+        context.Process(target=_child, args=(main, argv, rank, world_size, port, fault if rank == 0 else None, log))
+        for rank in range(world_size)
+    ]
     for child in children:
         child.start()
     deadline = time.monotonic() + seconds

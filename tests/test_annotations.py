@@ -1,4 +1,5 @@
 """Annotation files: read as written, bad ones refused in one sentence, and a cache that cannot go wrong."""
+
 import json
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ def caches(folder) -> list[str]:
 
 def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], list[dict]]:
     """Rows as a user writes them, and as they must be read."""
+
     def text():
         return rng.choice(ODD_TEXTS[:4] + ODD_TEXTS[5:]) + str(rng.random())
 
@@ -45,13 +47,29 @@ def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], 
             row = {'image': f'{i}.jpg', 'caption': rng.choice([text, texts])()}
             want = row | {'caption': [row['caption']] if isinstance(row['caption'], str) else row['caption']}
         elif kind == 'nlvr':
-            row = optional({'images': [f'{i}a.png', f'{i}b.png'], 'sentence': text(),
-                            'label': rng.choice([True, False, 'True', 'False'])}, identifier=f'dev-{i}', kind='colour')
+            row = optional(
+                {
+                    'images': [f'{i}a.png', f'{i}b.png'],
+                    'sentence': text(),
+                    'label': rng.choice([True, False, 'True', 'False']),
+                },
+                identifier=f'dev-{i}',
+                kind='colour',
+            )
             want = row | {'label': row['label'] in (True, 'True')}
         else:
-            row = optional({'question': text(), 'image': f'{i}.jpg', 'dataset': rng.choice(['vqa', 'vg']),
-                            'question_id': identity}, answer=rng.choice([text, texts])(), answer_type='other',
-                           question_type='what', kind=3)
+            row = optional(
+                {
+                    'question': text(),
+                    'image': f'{i}.jpg',
+                    'dataset': rng.choice(['vqa', 'vg']),
+                    'question_id': identity,
+                },
+                answer=rng.choice([text, texts])(),
+                answer_type='other',
+                question_type='what',
+                kind=3,
+            )
             want = row
         given.append(row | {'ignored': [i, {'deep': None}]})
         expected.append(want)
@@ -116,29 +134,32 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(('kind', 'change', 'message'), [
-    ('pretrain', {'caption': 5}, "'caption' must be a string or a list of strings"),
-    ('pretrain', {'caption': ['x', None]}, "'caption' must be a string or a list of strings"),
-    ('pretrain', {'caption': []}, "'caption' is an empty list"),
-    ('pretrain', {'caption': None}, "'caption' must be a string"),
-    ('pretrain', {'caption': ...}, "has no 'caption'; a row of kind pretrain needs image, caption"),
-    ('pretrain', {'image': ''}, "'image' must be the path of an image"),
-    ('pretrain', {'image': ['a']}, "'image' must be the path of an image"),
-    ('retrieval_train', {'caption': ['x']}, "give each a row of its own"),
-    ('retrieval_train', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
-    ('retrieval_train', {'image_id': True}, "'image_id' must be an integer or a string"),
-    ('retrieval_train', {'image_id': ...}, "has no 'image_id'"),
-    ('nlvr', {'images': []}, 'a list of two paths'),
-    ('nlvr', {'images': ['a', '']}, 'a list of two paths'),
-    ('nlvr', {'images': ['a', 'b', 'c']}, 'a list of two paths'),
-    ('nlvr', {'label': 'true'}, '"True", "False" or a JSON boolean'),
-    ('nlvr', {'label': 1}, '"True", "False" or a JSON boolean'),
-    ('nlvr', {'sentence': 3}, "'sentence' must be one string"),
-    ('vqa', {'dataset': 'coco'}, '"vqa" or "vg"'),
-    ('vqa', {'answer': []}, "'answer' is an empty list"),
-    ('vqa', {'answer': 3}, "'answer' must be a string or a list of strings"),
-    ('vqa', {'question_id': None}, "'question_id' must be an integer or a string"),
-])
+@pytest.mark.parametrize(
+    ('kind', 'change', 'message'),
+    [
+        ('pretrain', {'caption': 5}, "'caption' must be a string or a list of strings"),
+        ('pretrain', {'caption': ['x', None]}, "'caption' must be a string or a list of strings"),
+        ('pretrain', {'caption': []}, "'caption' is an empty list"),
+        ('pretrain', {'caption': None}, "'caption' must be a string"),
+        ('pretrain', {'caption': ...}, "has no 'caption'; a row of kind pretrain needs image, caption"),
+        ('pretrain', {'image': ''}, "'image' must be the path of an image"),
+        ('pretrain', {'image': ['a']}, "'image' must be the path of an image"),
+        ('retrieval_train', {'caption': ['x']}, 'give each a row of its own'),
+        ('retrieval_train', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
+        ('retrieval_train', {'image_id': True}, "'image_id' must be an integer or a string"),
+        ('retrieval_train', {'image_id': ...}, "has no 'image_id'"),
+        ('nlvr', {'images': []}, 'a list of two paths'),
+        ('nlvr', {'images': ['a', '']}, 'a list of two paths'),
+        ('nlvr', {'images': ['a', 'b', 'c']}, 'a list of two paths'),
+        ('nlvr', {'label': 'true'}, '"True", "False" or a JSON boolean'),
+        ('nlvr', {'label': 1}, '"True", "False" or a JSON boolean'),
+        ('nlvr', {'sentence': 3}, "'sentence' must be one string"),
+        ('vqa', {'dataset': 'coco'}, '"vqa" or "vg"'),
+        ('vqa', {'answer': []}, "'answer' is an empty list"),
+        ('vqa', {'answer': 3}, "'answer' must be a string or a list of strings"),
+        ('vqa', {'question_id': None}, "'question_id' must be an integer or a string"),
+    ],
+)
 def test_a_bad_row_is_named(tmp_path, kind, change, message):
     bad = {name: value for name, value in (GOOD[kind] | change).items() if value is not ...}
     file = write(tmp_path / 'a.json', [GOOD[kind]] * 3 + [bad])
@@ -149,24 +170,27 @@ def test_a_bad_row_is_named(tmp_path, kind, change, message):
     assert caches(tmp_path) == []  # nothing half made is left
 
 
-@pytest.mark.parametrize(('name', 'text', 'message'), [
-    ('a.json', '', 'is empty'),
-    ('a.json', ' \n ', 'is empty'),
-    ('a.json', '[]', 'holds no rows'),
-    ('a.jsonl', '\n\n', 'holds no rows'),
-    ('a.json', '{"images": []}', "must be a JSON list of objects, but it starts with"),
-    ('a.json', '<!DOCTYPE html>', 'must be a JSON list of objects'),
-    ('a.json', '[{"image": "a", "caption": "x"}, 3]', 'row 1, 3: is a int'),
-    ('a.json', '[{"image": "a", "caption": "x"}, {"image": "b", "capti', 'is cut off at row 1'),
-    ('a.json', '[{"image": "a", "caption": "x"}', 'is cut off at row 1'),
-    ('a.json', '[{"image": "a", "caption": "x"},', 'is cut off at row 1'),
-    ('a.json', '[', 'is cut off at row 0'),
-    ('a.json', '[{"image": "a" "caption": "x"},' + '{"image": "a", "caption": "x"}]', 'is not valid JSON'),
-    ('a.json', '[{"image": "a", "caption": "x"} {"image": "a", "caption": "x"}]', "expecting ',' or ']'"),
-    ('a.json', '[{"image": "a", "caption": "x"}] []', 'goes on after the end of its list'),
-    ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": "a", "cap', 'is cut off in its last line: line 2'),
-    ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": }\n{}\n', 'is not valid JSON Lines: line 2'),
-])
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('a.json', '', 'is empty'),
+        ('a.json', ' \n ', 'is empty'),
+        ('a.json', '[]', 'holds no rows'),
+        ('a.jsonl', '\n\n', 'holds no rows'),
+        ('a.json', '{"images": []}', 'must be a JSON list of objects, but it starts with'),
+        ('a.json', '<!DOCTYPE html>', 'must be a JSON list of objects'),
+        ('a.json', '[{"image": "a", "caption": "x"}, 3]', 'row 1, 3: is a int'),
+        ('a.json', '[{"image": "a", "caption": "x"}, {"image": "b", "capti', 'is cut off at row 1'),
+        ('a.json', '[{"image": "a", "caption": "x"}', 'is cut off at row 1'),
+        ('a.json', '[{"image": "a", "caption": "x"},', 'is cut off at row 1'),
+        ('a.json', '[', 'is cut off at row 0'),
+        ('a.json', '[{"image": "a" "caption": "x"},' + '{"image": "a", "caption": "x"}]', 'is not valid JSON'),
+        ('a.json', '[{"image": "a", "caption": "x"} {"image": "a", "caption": "x"}]', "expecting ',' or ']'"),
+        ('a.json', '[{"image": "a", "caption": "x"}] []', 'goes on after the end of its list'),
+        ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": "a", "cap', 'is cut off in its last line: line 2'),
+        ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": }\n{}\n', 'is not valid JSON Lines: line 2'),
+    ],
+)
 @pytest.mark.parametrize('chunk', [10, 1 << 20])
 def test_a_bad_file_is_named(tmp_path, monkeypatch, name, text, message, chunk):
     monkeypatch.setattr(rows, 'CHUNK', chunk)
@@ -219,11 +243,19 @@ def test_a_changed_file_is_read_again_and_its_old_cache_removed(tmp_path):
     assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1
 
 
-@pytest.mark.parametrize('damage', [
-    lambda data: b'', lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda data: data[8:],
-    lambda data: b'\0' * len(data), lambda data: data + b'garbage',
-    lambda data: data[:2000] + b'?' + data[2001:], lambda data: data[:1000] + bytes(500) + data[1500:],
-])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda data: b'',
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[8:],
+        lambda data: b'\0' * len(data),
+        lambda data: data + b'garbage',
+        lambda data: data[:2000] + b'?' + data[2001:],
+        lambda data: data[:1000] + bytes(500) + data[1500:],
+    ],
+)
 def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     file = write(tmp_path / 'a.json', [{'image': f'{i}.jpg', 'caption': 'x'} for i in range(100)])
     load_annotations(file, 'pretrain')

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import demo
-from dataset import batch_picture
+from reports import batch_grid
 
 
 def test_chance_is_what_random_rankings_reach():
@@ -38,15 +38,16 @@ def test_the_table_shows_all_three_rankings():
 
 def test_the_picture_shows_neighbours_of_the_order_that_comes_next(pretrained, tmp_path, monkeypatch, capsys):
     drawn = {}
-    original = batch_picture.draw_batches
-    monkeypatch.setattr(batch_picture, 'draw_batches', lambda columns, *rest: (
-        drawn.update(columns), original(columns, *rest))[1])
-    batch_picture.main([str(pretrained.parent), '--out', str(tmp_path / 'batches.png'), '--batches', '2', '--shown', '4'])
+    original = batch_grid.draw_batches
+    monkeypatch.setattr(
+        batch_grid, 'draw_batches', lambda columns, *rest: (drawn.update(columns), original(columns, *rest))[1]
+    )
+    batch_grid.main([str(pretrained.parent), '--out', str(tmp_path / 'batches.png'), '--batches', '2', '--shown', '4'])
     grit, chance = drawn.values()
     order = torch.load(pretrained, weights_only=True)['ranks'][0]['plan']['order'].tolist()
     for batch in grit:
         start = order.index(batch[0])
-        assert start % 4 == 0 and order[start:start + 4] == batch
+        assert start % 4 == 0 and order[start : start + 4] == batch
     assert len(grit) == len(chance) == 2
     with Image.open(tmp_path / 'batches.png') as picture:
         assert picture.width > 600 and len(picture.getcolors(1 << 24)) > 50  # something is drawn
@@ -55,16 +56,17 @@ def test_the_picture_shows_neighbours_of_the_order_that_comes_next(pretrained, t
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint of Pretrain.py'):
-        batch_picture.main([str(tmp_path)])
+        batch_grid.main([str(tmp_path)])
 
 
 def test_a_finished_demo_is_reused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
     commands = []
-    monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.)
-    figures = {key: 50. for key in demo.KEYS}
-    (tmp_path / 'report.json').write_text(json.dumps(
-        {'itc': figures, 'reranked': figures, 'chance': figures, 'loss_itm': 0.64, 'seconds': 100}))
+    monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.0)
+    figures = {key: 50.0 for key in demo.KEYS}
+    (tmp_path / 'report.json').write_text(
+        json.dumps({'itc': figures, 'reranked': figures, 'chance': figures, 'loss_itm': 0.64, 'seconds': 100})
+    )
     demo.main([])
     said = capsys.readouterr().out
     assert len(commands) == 1 and 'dataset.shapes' in commands[0]

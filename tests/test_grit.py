@@ -137,8 +137,10 @@ def group_queue_one_by_one(image_feat, text_feat, search_space, generator):
     starts = torch.randint(search_space, (whole,), generator=generator).tolist()
     if len(subs) > whole:
         starts += torch.randint(len(subs[-1]), (1,), generator=generator).tolist()
-    order = [sub[group_by_similarity(image_feat[sub], text_feat[sub], start)]
-             for sub, start in zip(subs, starts, strict=True)]
+    order = [
+        sub[group_by_similarity(image_feat[sub], text_feat[sub], start)]
+        for sub, start in zip(subs, starts, strict=True)
+    ]
     return torch.cat([shuffled[:0], *order])
 
 
@@ -173,8 +175,15 @@ def test_grouping_never_waits_for_a_gpu():
     image_feat, text_feat = (feat.to('meta') for feat in features(70))
     order = group_queue(image_feat, text_feat, 16, generator_for(0))
     assert order.shape == (70,) and order.is_meta
-    for waits in (lambda x: x[0].item(), lambda x: bool(x[0]), lambda x: [1][x[0]], lambda x: x.cpu(),
-                  lambda x: x.tolist(), lambda x: x.nonzero(), lambda x: x[x > 1]):
+    for waits in (
+        lambda x: x[0].item(),
+        lambda x: bool(x[0]),
+        lambda x: [1][x[0]],
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 1],
+    ):
         with pytest.raises((RuntimeError, NotImplementedError)):
             waits(order)
 

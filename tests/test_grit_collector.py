@@ -30,7 +30,7 @@ def an_epoch(total, seed=0, aside_every=0):
         events.append((index[at:total][:n], image_feat[at:][:n], text_feat[at:][:n]))
         at = min(total, at + n)
         if aside_every and len(events) % aside_every == 0:
-            events.append((index[spare:spare + 2], None, None))
+            events.append((index[spare : spare + 2], None, None))
             spare += 2
     return events
 
@@ -99,7 +99,12 @@ def test_state_holds_only_what_is_filled():
     collector.add(torch.arange(30), *features(30))
     state = collector.state_dict()
     assert {key: len(value) for key, value in state.items() if isinstance(value, torch.Tensor)} == {
-        'grouped': 0, 'aside': 0, 'index': 30, 'image_feat': 30, 'text_feat': 30}
+        'grouped': 0,
+        'aside': 0,
+        'index': 30,
+        'image_feat': 30,
+        'text_feat': 30,
+    }
     assert state['image_feat'].untyped_storage().nbytes() == 30 * 8 * 4
 
 

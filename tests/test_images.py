@@ -39,12 +39,14 @@ def official(data):
 @pytest.fixture
 def read(tmp_path):
     """Write bytes to a file and read the image; any warning is an error."""
+
     def run(data, **options):
         path = tmp_path / 'image.jpg'
         path.write_bytes(data)
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             return read_image(path, **options)
+
     return run
 
 
@@ -98,8 +100,9 @@ def test_16_bit_png_keeps_the_high_byte(mode, read):
     rows = b''.join(b'\0' + np.repeat(row, channels).tobytes() for row in values)
     header = struct.pack('>IIBBBBB', 64, 64, 16, 0 if mode == 'L' else 2, 0, 0, 0)
     chunks = [(b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
-    data = b'\x89PNG\r\n\x1a\n' + b''.join(struct.pack('>I', len(body)) + name + body
-                                           + struct.pack('>I', zlib.crc32(name + body)) for name, body in chunks)
+    data = b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body)) for name, body in chunks
+    )
     np.testing.assert_array_equal(read(data), np.repeat(values[..., None] >> 8, 3, axis=2))
     if mode == 'RGB':
         np.testing.assert_array_equal(read(data), official(data))
@@ -107,12 +110,12 @@ def test_16_bit_png_keeps_the_high_byte(mode, read):
 
 def test_truncated_jpeg_is_decoded_as_far_as_it_goes(read):
     data = encode(picture(160, 120), JPEG)
-    pixels = read(data[:len(data) // 2])
+    pixels = read(data[: len(data) // 2])
     np.testing.assert_array_equal(pixels[:32], read(data)[:32])
     assert pixels.shape == (120, 160, 3)
     with pytest.raises(BadImage, match='truncated'):
-        read(data[:len(data) // 2], allow_truncated=False)
-    read(data[:len(data) // 2])  # the refusal leaves no trace
+        read(data[: len(data) // 2], allow_truncated=False)
+    read(data[: len(data) // 2])  # the refusal leaves no trace
 
 
 def test_damage_inside_a_jpeg_gives_the_pixels_that_pillow_makes_of_it(read):
@@ -162,7 +165,7 @@ def test_absurd_sizes_are_refused_before_they_take_memory(read):
     """A damaged header that claims 65,535 x 65,535 pixels."""
     jpeg, bmp = bytearray(encode(picture(), JPEG)), bytearray(encode(picture(), 'BMP'))
     frame = jpeg.index(b'\xff\xc0')
-    jpeg[frame + 5:frame + 9] = b'\xff' * 4
+    jpeg[frame + 5 : frame + 9] = b'\xff' * 4
     bmp[18:26] = struct.pack('<ii', 65_535, 65_535)
     for data in (jpeg, bmp):
         with pytest.raises(BadImage, match='65535 x 65535 pixels'):
@@ -187,7 +190,7 @@ def test_a_box_is_cut_out_of_the_whole(kind, tmp_path):
     path.write_bytes(GOOD[kind]())
     np.testing.assert_array_equal(open_image(path).decode(box=(3, 5, 40, 30)), read_image(path)[5:30, 3:40])
     reduced, factor = read_image(path, reduce=2), 1 if kind == 'png' else 2
-    expected = reduced[10 // factor:40 // factor, 20 // factor:60 // factor]
+    expected = reduced[10 // factor : 40 // factor, 20 // factor : 60 // factor]
     np.testing.assert_array_equal(open_image(path).decode(2, (20, 10, 60, 40)), expected)
 
 

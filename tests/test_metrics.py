@@ -1,14 +1,15 @@
 """Metrics: the official figures, slow oracles, and clear errors."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
+from dataset.metrics import main, nlvr_consistency, retrieval_recall, vqa_accuracy, vqa_accuracy_per_question
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.metrics import main, nlvr_consistency, retrieval_recall, vqa_accuracy, vqa_accuracy_per_question
-from dataset.vqa_eval import normalise_answer, strip_punctuation
+from evaluation.vqa import normalize_answer, strip_punctuation
 from tests.reference import load_json, load_reference
 
 
@@ -53,7 +54,7 @@ def test_recall_against_sorting_with_ties_and_unscored_pairs(images, each, level
     texts = images * each
     owner = random.permutation(np.repeat(np.arange(images), each))
     owner[random.integers(texts)] = owner[0]  # captions need not be equally many
-    owner[: images] = random.permutation(images)  # but every image has one
+    owner[:images] = random.permutation(images)  # but every image has one
     txt2img = {text: int(image) for text, image in enumerate(owner)}
     img2txt = {image: [text for text in txt2img if txt2img[text] == image] for image in range(images)}
     scores = []
@@ -125,7 +126,7 @@ def test_official_vqa_accuracy():
     ('red, (dark)', 'red dark'), ('1,000-2', '10002'), (' yes\n', 'yes'), ('one\ttwo', '1 2'),
 ])  # fmt: skip
 def test_normalisation(text, expected):
-    assert normalise_answer(text) == expected
+    assert normalize_answer(text) == expected
 
 
 def test_punctuation_becomes_a_space_only_between_words():
@@ -140,8 +141,8 @@ def test_accuracy_is_the_mean_over_leaving_one_annotator_out(answers, prediction
     kept = answers if len(set(answers)) == 1 else [strip_punctuation(answer) for answer in answers]
     parts = []
     for left_out in range(len(kept)):
-        others = kept[:left_out] + kept[left_out + 1:]
-        parts.append(min(1, others.count(normalise_answer(prediction)) / 3))
+        others = kept[:left_out] + kept[left_out + 1 :]
+        parts.append(min(1, others.count(normalize_answer(prediction)) / 3))
     expected = 100 * sum(parts) / len(parts)
     accuracy = vqa_accuracy([{'question_id': 'q', 'answer': prediction}], [{'question_id': 'q', 'answers': answers}])
     assert accuracy['overall'] == pytest.approx(expected, abs=1e-4)
@@ -207,9 +208,21 @@ def table_of(capsys, *folders):
 
 
 def test_table_picks_the_best_validated_epoch_and_joins_runs(tmp_path, capsys):
-    retrieval = write_log(tmp_path / 'retrieval', *(
-        {'epoch': epoch, 'train_loss_itc': 2.0 - epoch, 'train_lr': 1e-5, 'val_r_mean': mean, 'val_itc_r_mean': -mean,
-         'test_txt_r1': 10.0 * epoch, 'test_itc_img_r10': 33.333333} for epoch, mean in enumerate([50.0, 60.0, 60.0])))
+    retrieval = write_log(
+        tmp_path / 'retrieval',
+        *(
+            {
+                'epoch': epoch,
+                'train_loss_itc': 2.0 - epoch,
+                'train_lr': 1e-5,
+                'val_r_mean': mean,
+                'val_itc_r_mean': -mean,
+                'test_txt_r1': 10.0 * epoch,
+                'test_itc_img_r10': 33.333333,
+            }
+            for epoch, mean in enumerate([50.0, 60.0, 60.0])
+        ),
+    )
     pretrain = write_log(tmp_path / 'pretrain', {'epoch': 0, 'train_loss_itc': 3.0}, {'epoch': 1, 'train_loss_itc': 2})
     table = table_of(capsys, retrieval, pretrain)
     figures = ['test_txt_r1', 'test_itc_img_r10', 'val_r_mean', 'val_itc_r_mean', 'train_loss_itc']

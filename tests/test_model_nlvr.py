@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import create_model
-from models.checkpoint import double_fusion_layers, load_nlvr, load_text_assignment
 from models.model_pretrain_nlvr import FIRST, NEITHER, SECOND
+from models.weights import double_fusion_layers, load_nlvr, load_text_assignment
 from optim import create_optimizer
 from tests.helpers import check_gradients, reference_model, tensor, text
 from tests.reference import load_reference
@@ -22,9 +22,9 @@ def without_dropout(model):
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.
+            module.p = 0.0
         elif isinstance(getattr(module, 'dropout', None), float):
-            module.dropout = 0.
+            module.dropout = 0.0
     return model
 
 
@@ -43,6 +43,7 @@ def assignment(tokenizer, **changes):
 
 
 # ---- agreement ----
+
 
 @pytest.mark.parametrize('checkpointing', [False, True])
 @pytest.mark.parametrize('name', ['nlvr', 'nlvr_distill'])
@@ -76,8 +77,9 @@ def test_bf16_keeps_similarities_and_losses_in_float32(tiny_tokenizer):
     model, inputs, targets, _ = nlvr(tiny_tokenizer)
     assigning, others, other = assignment(tiny_tokenizer)
     drawn = []
-    assigning.draw_assignment = lambda weights: drawn.append(weights) or tuple(
-        tensor(other[name]) for name in ('first', 'second', 'labels'))
+    assigning.draw_assignment = lambda weights: (
+        drawn.append(weights) or tuple(tensor(other[name]) for name in ('first', 'second', 'labels'))
+    )
     with torch.autocast('cpu', torch.bfloat16):
         losses = model(*inputs, targets), assigning(*others)
         assert model(*inputs).dtype == torch.float32
@@ -87,6 +89,7 @@ def test_bf16_keeps_similarities_and_losses_in_float32(tiny_tokenizer):
 
 
 # ---- two images ----
+
 
 def plain_logits(model, images, texts):
     """The same network written out: layer by layer, each projecting its own image."""
@@ -147,7 +150,9 @@ def projected(model, run):
         if hasattr(layer, 'crossattention'):
             original = layer.crossattention.project
             layer.crossattention.project = lambda states, number=number, original=original: (
-                rows.update({number: len(states)}), original(states))[1]
+                rows.update({number: len(states)}),
+                original(states),
+            )[1]
     run()
     return dict(rows)
 
@@ -161,6 +166,7 @@ def test_every_image_is_projected_once_for_each_pair_of_layers(tiny_tokenizer):
 
 # ---- what each text is asked about ----
 
+
 @pytest.fixture(scope='module')
 def draw(tiny_tokenizer):
     """`draw_assignment` of a small model."""
@@ -169,14 +175,14 @@ def draw(tiny_tokenizer):
     return create_model('nlvr_pretrain', config | {'bert_config': shape}, tiny_tokenizer).draw_assignment
 
 
-def random_weights(batch, seed, zeros=0.):
+def random_weights(batch, seed, zeros=0.0):
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(batch, batch, generator=generator) ** 4
-    weights[torch.rand(batch, batch, generator=generator) < zeros] = 0.
-    return weights.fill_diagonal_(0.)
+    weights[torch.rand(batch, batch, generator=generator) < zeros] = 0.0
+    return weights.fill_diagonal_(0.0)
 
 
-@given(batch=st.integers(3, 9), seed=st.integers(0, 10**6), zeros=st.sampled_from([0., .3, .9, 1.]))
+@given(batch=st.integers(3, 9), seed=st.integers(0, 10**6), zeros=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
 @settings(max_examples=100, deadline=None)
 def test_an_assignment_is_what_its_label_says(draw, batch, seed, zeros):
     """Whatever the weights, also where a row has one or none: own image first, second, or two different others."""
@@ -192,18 +198,21 @@ def test_an_assignment_is_what_its_label_says(draw, batch, seed, zeros):
 
 
 def test_draws_follow_the_weights(draw):
-    """The three answers as likely; one distractor by its weight; of two the second by weight among those that remain."""
+    """The three answers as likely; one distractor by its weight; of two the second by weight among those that "
+    "remain."""
     torch.manual_seed(0)
     weights = torch.zeros(2000, 2000)
-    weights[:, :3] = share = torch.tensor([.6, .3, .1])
-    drawn = [torch.stack(draw(weights.clone().fill_diagonal_(0.)))[:, 3:] for _ in range(10)]  # images 0 to 2 are wanted
+    weights[:, :3] = share = torch.tensor([0.6, 0.3, 0.1])
+    drawn = [
+        torch.stack(draw(weights.clone().fill_diagonal_(0.0)))[:, 3:] for _ in range(10)
+    ]  # images 0 to 2 are wanted
     first, second, labels = torch.cat(drawn, dim=1)
     assert torch.bincount(labels, minlength=3).div(len(labels)).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
     single = torch.cat([second[labels == FIRST], first[labels == SECOND]])
     assert torch.bincount(single).div(len(single)).tolist() == pytest.approx(share.tolist(), abs=0.02)
     both = labels == NEITHER
     pairs = torch.bincount(3 * first[both] + second[both], minlength=9).view(3, 3).div(int(both.sum()))
-    expected = (share[:, None] * share / (1 - share[:, None])).fill_diagonal_(0.)
+    expected = (share[:, None] * share / (1 - share[:, None])).fill_diagonal_(0.0)
     torch.testing.assert_close(pairs, expected, atol=0.02, rtol=0)
 
 
@@ -256,10 +265,11 @@ def test_projections_and_temperature_are_not_trained(tiny_tokenizer):
 
 # ---- distillation ----
 
+
 def test_momentum_copies_follow_training_only(tiny_tokenizer):
     model, inputs, targets, _ = nlvr(tiny_tokenizer, 'nlvr_distill', momentum=0.9)
     with torch.no_grad():
-        model.cls_head[2].weight.add_(1.)
+        model.cls_head[2].weight.add_(1.0)
     before, target = model.cls_head_m[2].weight.clone(), model.cls_head[2].weight.detach()
     with torch.no_grad():
         model(*inputs), model(*inputs, targets, alpha=0.4)
@@ -270,11 +280,11 @@ def test_momentum_copies_follow_training_only(tiny_tokenizer):
 
 
 def test_distillation_mixes_the_momentum_copy_s_answers_in(tiny_tokenizer):
-    model, inputs, targets, _ = nlvr(tiny_tokenizer, 'nlvr_distill', momentum=1.)
+    model, inputs, targets, _ = nlvr(tiny_tokenizer, 'nlvr_distill', momentum=1.0)
     with torch.no_grad():
-        model.cls_head_m[2].bias.add_(torch.tensor([2., -1.]))
+        model.cls_head_m[2].bias.add_(torch.tensor([2.0, -1.0]))
         logits = model(*inputs)
-        hard, mixed, soft = (model(*inputs, targets, alpha=alpha) for alpha in (0., 0.3, 1.))
+        hard, mixed, soft = (model(*inputs, targets, alpha=alpha) for alpha in (0.0, 0.3, 1.0))
     assert hard.item() == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-6)
     assert mixed.item() == pytest.approx((0.7 * hard + 0.3 * soft).item(), rel=1e-5)
     assert soft.item() != pytest.approx(hard.item(), rel=1e-2)
@@ -282,16 +292,24 @@ def test_distillation_mixes_the_momentum_copy_s_answers_in(tiny_tokenizer):
 
 # ---- loading ----
 
+
 def pretraining_state():
-    return {key.removeprefix('state/'): tensor(value) for key, value in load_reference('pretrain').items()
-            if key.startswith('state/')}
+    return {
+        key.removeprefix('state/'): tensor(value)
+        for key, value in load_reference('pretrain').items()
+        if key.startswith('state/')
+    }
 
 
 def albef_state():
     state = pretraining_state()
     state |= {key.replace('encoder.', 'encoder_m.', 1): value + 1 for key, value in state.items() if 'encoder.' in key}
-    state |= {'vision_proj_m.weight': state['vision_proj.weight'], 'image_queue': torch.zeros(16, 65536),
-              'text_queue': torch.zeros(16, 65536), 'queue_ptr': torch.zeros(1)}
+    state |= {
+        'vision_proj_m.weight': state['vision_proj.weight'],
+        'image_queue': torch.zeros(16, 65536),
+        'text_queue': torch.zeros(16, 65536),
+        'queue_ptr': torch.zeros(1),
+    }
     return state
 
 
@@ -323,7 +341,8 @@ def test_pretraining_loads_into_both_with_its_fusion_layers_doubled(tiny_tokeniz
     assert check_doubled(model, state) == len(model.state_dict()) - 2
     assert report.new == ['ta_head.weight', 'ta_head.bias']
     assert {key for key in report.left if not key.startswith('text_encoder.cls')} == {
-        key for key in state if '_m.' in key or 'queue' in key or key.startswith('itm_head')}
+        key for key in state if '_m.' in key or 'queue' in key or key.startswith('itm_head')
+    }
     assert 'each fusion layer, from 6 on, stands for two' in str(report)
 
     model = fresh('nlvr', tiny_tokenizer)
@@ -340,8 +359,15 @@ def test_text_assignment_loads_into_nlvr_layer_by_layer(tiny_tokenizer):
     taken = [key for key in state if key in loaded and key != 'visual_encoder.pos_embed']
     assert len(taken) > 400 and all(torch.equal(loaded[key], state[key]) for key in taken)
     assert report.resized == ['visual_encoder.pos_embed'] and 'stands for two' not in str(report)
-    assert set(report.left) == {'ta_head.weight', 'ta_head.bias', 'temp', 'vision_proj.weight', 'vision_proj.bias',
-                                'text_proj.weight', 'text_proj.bias'}
+    assert set(report.left) == {
+        'ta_head.weight',
+        'ta_head.bias',
+        'temp',
+        'vision_proj.weight',
+        'vision_proj.bias',
+        'text_proj.weight',
+        'text_proj.bias',
+    }
 
 
 @pytest.mark.parametrize('make', [pretraining_state, albef_state])
@@ -369,7 +395,9 @@ def test_what_does_not_fit_is_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match='p.pth does not fit this model: it lacks text_encoder.encoder.layer.11'):
         load_nlvr(fresh('nlvr', tiny_tokenizer), shorter, 'p.pth')
     with pytest.raises(ValueError, match='nothing here takes its text_decoder.cls.weight'):
-        load_nlvr(fresh('nlvr', tiny_tokenizer), pretraining_state() | {'text_decoder.cls.weight': torch.zeros(1)}, 'v.pth')
+        load_nlvr(
+            fresh('nlvr', tiny_tokenizer), pretraining_state() | {'text_decoder.cls.weight': torch.zeros(1)}, 'v.pth'
+        )
     with pytest.raises(ValueError, match='it lacks temp, vision_proj.weight'):
         load_text_assignment(fresh('nlvr_pretrain', tiny_tokenizer), nlvr(tiny_tokenizer)[0].state_dict(), 'n.pth')
 
@@ -377,9 +405,12 @@ def test_what_does_not_fit_is_refused(tiny_tokenizer):
 @given(fusion_layer=st.integers(0, 4), more=st.integers(0, 4))
 def test_the_map_of_layers_gives_every_layer_once(fusion_layer, more):
     layers, doubled = fusion_layer + more, fusion_layer + 2 * more
-    state = {f'text_encoder.encoder.layer.{n}.output.layer.7.weight': n for n in range(layers)} | {'other.layer.3.bias': 9}
+    state = {f'text_encoder.encoder.layer.{n}.output.layer.7.weight': n for n in range(layers)} | {
+        'other.layer.3.bias': 9
+    }
     mapped = double_fusion_layers(state, fusion_layer, doubled)
     assert list(mapped.values()) == [*range(fusion_layer), *(n for n in range(fusion_layer, layers) for _ in (0, 1)), 9]
     assert mapped.keys() == {f'text_encoder.encoder.layer.{n}.output.layer.7.weight' for n in range(doubled)} | {
-        'other.layer.3.bias'}
+        'other.layer.3.bias'
+    }
     assert double_fusion_layers(mapped, fusion_layer, doubled) is mapped

@@ -29,9 +29,9 @@ def test_losses_features_and_gradients_are_the_official_ones(tiny_tokenizer, che
         model.train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
-                module.p = 0.
+                module.p = 0.0
             elif hasattr(module, 'dropout') and isinstance(module.dropout, float):
-                module.dropout = 0.
+                module.dropout = 0.0
     out = model(image, texts)
     for name in LOSSES:
         assert out[name].item() == pytest.approx(float(reference[name]), rel=1e-5)
@@ -54,7 +54,8 @@ def test_bf16_keeps_contrast_and_losses_in_float32(tiny_tokenizer):
 
 
 def test_hardest_negatives_do_not_underflow(tiny_tokenizer):
-    """At a temperature of 0.001 softmax weights are 0 for most candidates; the raw similarities still tell them apart."""
+    """At a temperature of 0.001 softmax weights are 0 for most candidates; the raw similarities still tell them "
+    "apart."""
     feat = F.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     sim = feat @ feat.t() / 0.001
     expected = (feat @ feat.t()).fill_diagonal_(-2).argmax(dim=1)
@@ -72,7 +73,9 @@ def test_equal_captions_and_images_can_be_excluded(tiny_tokenizer):
     expected[0, 1] = expected[1, 0] = expected[0, 3] = expected[3, 0] = True
     assert torch.equal(excluded, expected)
     same = torch.zeros(4, 2, dtype=torch.int64)
-    assert torch.equal(losses.negative_mask(same, same), torch.eye(4, dtype=torch.bool))  # falls back to the own pair only
+    assert torch.equal(
+        losses.negative_mask(same, same), torch.eye(4, dtype=torch.bool)
+    )  # falls back to the own pair only
 
 
 def test_masking_asks_words_only_and_as_often_as_configured(tiny_tokenizer):
@@ -102,7 +105,7 @@ def test_a_batch_without_asked_words_has_no_masked_loss(tiny_tokenizer):
 def test_the_temperature_is_clamped_in_place(tiny_tokenizer):
     model, reference, image, texts = run_reference(tiny_tokenizer)
     with torch.no_grad():
-        model.temp.fill_(3.)
+        model.temp.fill_(3.0)
     model(image, texts)
     assert model.temp.item() == 0.5
 
@@ -118,12 +121,17 @@ def test_consistency_and_negatives_are_options(tiny_tokenizer):
 
 
 def test_a_step_takes_fewer_operations_than_the_official_one(monkeypatch):
-    """71.1 GFLOP a pair officially, forward, ViT-B/16 at 256 px, 16 tokens (2 a multiply-add, attention as products)."""
+    """71.1 GFLOP a pair officially, forward, ViT-B/16 at 256 px, 16 tokens (2 a multiply-add, attention as "
+    "products)."""
     official = load_json('official_configs')
-    config = {key: official['Pretrain'][key] for key in ('image_res', 'vision_width', 'embed_dim', 'temp', 'mlm_probability')}
+    config = {
+        key: official['Pretrain'][key] for key in ('image_res', 'vision_width', 'embed_dim', 'temp', 'mlm_probability')
+    }
     tokenizer = SimpleNamespace(pad_token_id=0, cls_token_id=101, mask_token_id=103)
     # Tensors without values take no memory and no time; only autocast does not know their device.
-    monkeypatch.setattr(losses, 'similarities', lambda image, text, temp: (image @ text.t() / temp, text @ image.t() / temp))
+    monkeypatch.setattr(
+        losses, 'similarities', lambda image, text, temp: (image @ text.t() / temp, text @ image.t() / temp)
+    )
     model = create_model('pretrain', config | {'bert_config': official['config_bert']}, tokenizer).eval().to('meta')
     with torch.device('meta'):
         pairs = 4
@@ -171,7 +179,9 @@ def test_unknown_or_unfitting_settings_are_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match='vision_width 48 must equal vit.embed_dim 32'):
         create_model('pretrain', config | {'vision_width': 48}, tiny_tokenizer)
     with pytest.raises(ValueError, match='encoder_width 16 must equal'):
-        create_model('pretrain', config | {'bert_config': config['bert_config'] | {'encoder_width': 16}}, tiny_tokenizer)
+        create_model(
+            'pretrain', config | {'bert_config': config['bert_config'] | {'encoder_width': 16}}, tiny_tokenizer
+        )
     with pytest.raises(ValueError, match="unknown key 'hiden_size'"):
         create_model('pretrain', config | {'bert_config': config['bert_config'] | {'hiden_size': 16}}, tiny_tokenizer)
     with pytest.raises(ValueError, match='multiple of vit.patch_size'):

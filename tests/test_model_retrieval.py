@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.bench_rerank import count_operations, random_encoded
 from models import create_model, rerank
-from models.checkpoint import load_retrieval
+from models.weights import load_retrieval
 from tests.helpers import check_gradients, reference_model, tensor, text
 from tests.reference import load_reference
 
@@ -19,13 +19,21 @@ argmax = lambda weights, n: weights.argmax(dim=-1, keepdim=True)  # noqa: E731  
 def run_reference(name, tokenizer, monkeypatch):
     monkeypatch.setattr(torch, 'multinomial', argmax)
     model, reference = reference_model('retrieval', name, tokenizer)
-    out = model(tensor(reference['image']), text(reference['input_ids'], reference['attention_mask']),
-                idx=tensor(reference['idx']), alpha=float(reference['alpha']))
+    out = model(
+        tensor(reference['image']),
+        text(reference['input_ids'], reference['attention_mask']),
+        idx=tensor(reference['idx']),
+        alpha=float(reference['alpha']),
+    )
     return model, reference, out
 
 
 def batch_of(reference):
-    return tensor(reference['image']), text(reference['input_ids'], reference['attention_mask']), tensor(reference['idx'])
+    return (
+        tensor(reference['image']),
+        text(reference['input_ids'], reference['attention_mask']),
+        tensor(reference['idx']),
+    )
 
 
 @pytest.mark.parametrize('name', ['retrieval_plain', 'retrieval_momentum'])
@@ -58,7 +66,7 @@ def test_without_gradients_nothing_moves(tiny_tokenizer):
 def test_the_queue_takes_batches_of_any_size(tiny_tokenizer):
     """24 places: 10 + 10 + 10 go round, 60 leave their last 24; everything is where its number says."""
     model, _ = reference_model('retrieval', 'retrieval_momentum', tiny_tokenizer)
-    feat = torch.arange(90.)[:, None].expand(90, 16)
+    feat = torch.arange(90.0)[:, None].expand(90, 16)
     expected, first = torch.full((24,), -100), 0
     model.idx_queue.fill_(-100)
     model.queue_ptr.zero_()
@@ -80,6 +88,7 @@ def test_captions_of_one_image_are_positives_and_never_negatives(tiny_tokenizer,
     def multinomial(weights, n):
         drawn.append(weights.clone())
         return argmax(weights, n)
+
     monkeypatch.setattr(torch, 'multinomial', multinomial)
     model, reference = reference_model('retrieval', 'retrieval_plain', tiny_tokenizer)
     image, texts, _ = batch_of(reference)
@@ -90,9 +99,13 @@ def test_captions_of_one_image_are_positives_and_never_negatives(tiny_tokenizer,
         assert torch.allclose(weights.sum(dim=1), torch.ones(6))
 
     with torch.no_grad():
-        sim = model.encode_image(image)[1] @ model.encode_text(texts.input_ids, texts.attention_mask)[1].t() / model.temp
+        sim = (
+            model.encode_image(image)[1] @ model.encode_text(texts.input_ids, texts.attention_mask)[1].t() / model.temp
+        )
     same = (idx[:, None] == idx[None]).float()
-    expected = [-(F.log_softmax(s, dim=1) * same / same.sum(dim=1, keepdim=True)).sum(dim=1).mean() for s in (sim, sim.t())]
+    expected = [
+        -(F.log_softmax(s, dim=1) * same / same.sum(dim=1, keepdim=True)).sum(dim=1).mean() for s in (sim, sim.t())
+    ]
     assert out['loss_itc'].item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
 
 
@@ -101,12 +114,16 @@ def test_one_image_in_the_whole_batch_is_no_crash(tiny_tokenizer):
     for name in ('retrieval_plain', 'retrieval_momentum'):
         model, reference = reference_model('retrieval', name, tiny_tokenizer)
         image, texts, _ = batch_of(reference)
-        out = model(image, texts, idx=torch.full((6,), 5), alpha=.4)
+        out = model(image, texts, idx=torch.full((6,), 5), alpha=0.4)
         assert out['no_negative'] == 6
         with torch.no_grad():
             embeds, states = model.encode_image(image)[0], model.encode_text(texts.input_ids, texts.attention_mask)[0]
-            fused = model.text_encoder(mode='fusion', hidden=states, attention_mask=texts.attention_mask,
-                                       memory=model.text_encoder.project(embeds))
+            fused = model.text_encoder(
+                mode='fusion',
+                hidden=states,
+                attention_mask=texts.attention_mask,
+                memory=model.text_encoder.project(embeds),
+            )
             expected = F.cross_entropy(model.itm_head(fused[:, 0]), torch.ones(6, dtype=torch.int64))
         assert out['loss_itm'].item() == pytest.approx(expected.item(), rel=1e-5)
         (out['loss_itc'] + out['loss_itm']).backward()
@@ -135,8 +152,10 @@ def test_distillation_needs_its_teacher(tiny_tokenizer):
 def batches(reference, images=7, texts=18):
     """The reference's images and texts in batches of the given sizes."""
     ids, mask = reference['input_ids'], reference['attention_mask']
-    return (tensor(reference['images']).split(images),
-            [text(ids[i:i + texts], mask[i:i + texts]) for i in range(0, len(ids), texts)])
+    return (
+        tensor(reference['images']).split(images),
+        [text(ids[i : i + texts], mask[i : i + texts]) for i in range(0, len(ids), texts)],
+    )
 
 
 @pytest.mark.parametrize('sizes', [(7, 18), (2, 5), (1, 1)])
@@ -164,10 +183,15 @@ def slow_scores(model, images, texts, k):
     sim = image_feat @ text_feat.t()
 
     def score(i, t):
-        fused = model.text_encoder(mode='fusion', hidden=text_embeds[t:t + 1], attention_mask=texts.attention_mask[t:t + 1],
-                                   memory=model.text_encoder.project(image_embeds[i:i + 1]))
+        fused = model.text_encoder(
+            mode='fusion',
+            hidden=text_embeds[t : t + 1],
+            attention_mask=texts.attention_mask[t : t + 1],
+            memory=model.text_encoder.project(image_embeds[i : i + 1]),
+        )
         return model.itm_head(fused[:, 0])[0, 1]
-    i2t, t2i = torch.full(sim.shape, -100.), torch.full(sim.t().shape, -100.)
+
+    i2t, t2i = torch.full(sim.shape, -100.0), torch.full(sim.t().shape, -100.0)
     for i, row in enumerate(sim):
         for t in row.topk(min(k, len(row))).indices.tolist():
             i2t[i, t] = score(i, t)
@@ -179,8 +203,9 @@ def slow_scores(model, images, texts, k):
 
 @pytest.mark.parametrize('k', [0, 3, 100])
 def test_scores_equal_one_pair_after_the_other(tiny_tokenizer, monkeypatch, k):
-    """Texts of many lengths, more texts than fit in a forward, k beyond the candidates; each image is projected once and
-    each pair runs once."""
+    """Texts of many lengths, more texts than fit in a forward, k beyond the candidates; each image is projected once
+    and each pair runs once.
+    """
     monkeypatch.setattr(rerank, 'TEXTS_AT_ONCE', 4)
     monkeypatch.setattr(rerank, 'ROWS_AT_ONCE', 3)
     model, reference = reference_model('retrieval', 'retrieval_scores', tiny_tokenizer)
@@ -195,11 +220,22 @@ def test_scores_equal_one_pair_after_the_other(tiny_tokenizer, monkeypatch, k):
 
     projected, rows = [], []
     project, forward = model.text_encoder.project, model.text_encoder.forward
-    monkeypatch.setattr(model.text_encoder, 'project', lambda states: (projected.append(len(states)), project(states))[1])
-    monkeypatch.setattr(model.text_encoder, 'forward', lambda *args, **kwargs: (
-        rows.append(kwargs['attention_mask'].sum(dim=1)) if kwargs['mode'] == 'fusion' else None, forward(*args, **kwargs))[1])
-    scores = model.score_matrices(images.split(3), [SimpleNamespace(input_ids=ids[i:i + 8], attention_mask=mask[i:i + 8])
-                                                    for i in range(0, 20, 8)], k)
+    monkeypatch.setattr(
+        model.text_encoder, 'project', lambda states: (projected.append(len(states)), project(states))[1]
+    )
+    monkeypatch.setattr(
+        model.text_encoder,
+        'forward',
+        lambda *args, **kwargs: (
+            rows.append(kwargs['attention_mask'].sum(dim=1)) if kwargs['mode'] == 'fusion' else None,
+            forward(*args, **kwargs),
+        )[1],
+    )
+    scores = model.score_matrices(
+        images.split(3),
+        [SimpleNamespace(input_ids=ids[i : i + 8], attention_mask=mask[i : i + 8]) for i in range(0, 20, 8)],
+        k,
+    )
     for ours, wanted in zip(scores, expected, strict=True):
         assert torch.equal(ours == -100, wanted == -100)
         assert (ours - wanted).abs().max() < 1e-4
@@ -210,7 +246,7 @@ def test_scores_equal_one_pair_after_the_other(tiny_tokenizer, monkeypatch, k):
 
 def test_batches_of_all_ranks_come_in_order(monkeypatch):
     """Rank r holds batches r, r + W, ...; of three ranks the last may hold none."""
-    parts = [torch.arange(4.), torch.arange(4., 7.), torch.arange(7., 9.), torch.arange(9., 10.)]
+    parts = [torch.arange(4.0), torch.arange(4.0, 7.0), torch.arange(7.0, 9.0), torch.arange(9.0, 10.0)]
     for world_size in (1, 2, 3, 5):
         held = [parts[rank::world_size] for rank in range(world_size)]
         sizes = [torch.tensor([len(part) for part in of_rank], dtype=torch.int64) for of_rank in held]
@@ -221,7 +257,7 @@ def test_batches_of_all_ranks_come_in_order(monkeypatch):
             monkeypatch.setattr(rerank.distributed, 'all_gather_tensors', lambda tensor, answers=answers: next(answers))
             monkeypatch.setattr(rerank.distributed, 'rank', lambda rank=rank: rank)
             everything, first = rerank.gather_batches(held[rank], torch.empty(0))
-            assert torch.equal(everything, torch.arange(10.))
+            assert torch.equal(everything, torch.arange(10.0))
             firsts += first
         assert sorted(firsts) == [0, 4, 7, 9]
 
@@ -239,14 +275,19 @@ def test_re_ranking_takes_at_most_a_quarter_of_the_official_operations(words, sh
 
 
 def as_pretraining(state, momentum=False):
-    """What pre-training saves, made from a retrieval model's state: a masked-language head, `bert.` in the names; ALBEF's
-    momentum copies and queue on request."""
+    """What pre-training saves, made from a retrieval model's state: a masked-language head, `bert.` in the names;
+    ALBEF's momentum copies and queue on request.
+    """
     keep = {key: value for key, value in state.items() if momentum or not re.search(r'_m\.|queue', key)}
     renamed = {re.sub(r'^(text_encoder(_m)?)\.', r'\1.bert.', key): value for key, value in keep.items()}
     renamed['text_encoder.cls.predictions.bias'] = torch.zeros(130)
     if momentum:
-        renamed |= {'text_encoder_m.cls.predictions.bias': torch.zeros(130), 'image_queue': torch.zeros(16, 65536),
-                    'text_queue': torch.zeros(16, 65536), 'queue_ptr': torch.zeros(1, dtype=torch.int64)}
+        renamed |= {
+            'text_encoder_m.cls.predictions.bias': torch.zeros(130),
+            'image_queue': torch.zeros(16, 65536),
+            'text_queue': torch.zeros(16, 65536),
+            'queue_ptr': torch.zeros(1, dtype=torch.int64),
+        }
         del renamed['idx_queue']
     return renamed
 
@@ -269,7 +310,8 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
     assert all(torch.equal(loaded[key], start[key]) for key in [*copies, 'image_queue', 'idx_queue'])
     assert set(report.new) == {key for key in state if key not in online and not key.endswith('position_ids')}
     assert report.left == ['text_encoder.cls.predictions.bias']
-    # ALBEF: it brings its copies; its queue is dropped, and that is said. At another resolution both tables are resized.
+    # ALBEF: it brings its copies; its queue is dropped, and that is said. At another resolution both tables are
+    # resized.
     loaded, start, report = load(as_pretraining(state, momentum=True), image_res=96)
     assert report.resized == ['visual_encoder.pos_embed', 'visual_encoder_m.pos_embed']
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies] if 'pos_embed' not in key)
@@ -284,9 +326,13 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
     assert set(report.left) == set(state) - set(online)
 
 
-@pytest.mark.parametrize('name, message', [
-    ('vqa', 'f.pth does not fit this model: it lacks .*nothing here takes its text_decoder'),
-    ('nlvr', 'f.pth does not fit this model: it lacks .*nothing here takes its .*Is it a checkpoint of this task')])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('vqa', 'f.pth does not fit this model: it lacks .*nothing here takes its text_decoder'),
+        ('nlvr', 'f.pth does not fit this model: it lacks .*nothing here takes its .*Is it a checkpoint of this task'),
+    ],
+)
 def test_weights_of_another_task_are_refused(tiny_tokenizer, name, message):
     reference = load_reference(name)
     model = create_model('retrieval', load_reference('retrieval_plain')['config'], tiny_tokenizer)
@@ -299,5 +345,7 @@ def test_another_architecture_is_refused(tiny_tokenizer):
     model, reference = reference_model('retrieval', 'retrieval_plain', tiny_tokenizer)
     config = reference['config']
     other = create_model('retrieval', config | {'vit': config['vit'] | {'depth': 2}}, tiny_tokenizer)
-    with pytest.raises(ValueError, match='f.pth does not fit this model: nothing here takes its visual_encoder.blocks.2'):
+    with pytest.raises(
+        ValueError, match='f.pth does not fit this model: nothing here takes its visual_encoder.blocks.2'
+    ):
         load_retrieval(other, model.state_dict(), 'f.pth')

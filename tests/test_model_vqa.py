@@ -16,9 +16,14 @@ from tests.reference import load_reference
 def run_reference(tokenizer, name='vqa', **settings):
     """(model, reference, arguments of the loss, the answer list)"""
     model, reference = reference_model('vqa', name, tokenizer, **settings)
-    batch = {'image': tensor(reference['image']), 'question': text(reference['q_ids'], reference['q_mask']),
-             'answer': text(reference['a_ids'], reference['a_mask']), 'k': tensor(reference['n']),
-             'weights': tensor(reference['weights']), 'alpha': float(reference['alpha'])}
+    batch = {
+        'image': tensor(reference['image']),
+        'question': text(reference['q_ids'], reference['q_mask']),
+        'answer': text(reference['a_ids'], reference['a_mask']),
+        'k': tensor(reference['n']),
+        'weights': tensor(reference['weights']),
+        'alpha': float(reference['alpha']),
+    }
     return model, reference, batch, text(reference['list_ids'], reference['list_mask'])
 
 
@@ -44,9 +49,9 @@ def test_counts_may_be_a_list_and_checkpointing_changes_nothing(tiny_tokenizer):
     model.train()
     for module in model.modules():
         if hasattr(module, 'dropout') and isinstance(module.dropout, float):
-            module.dropout = 0.
+            module.dropout = 0.0
         elif isinstance(module, torch.nn.Dropout):
-            module.p = 0.
+            module.p = 0.0
     loss = model(**batch | {'k': [2, 1, 3]})
     assert loss.item() == pytest.approx(float(reference['loss']), rel=1e-5)
     loss.backward()
@@ -56,13 +61,13 @@ def test_counts_may_be_a_list_and_checkpointing_changes_nothing(tiny_tokenizer):
 def test_the_loss_weights_each_answer(tiny_tokenizer):
     """By hand: sum over answers of weight x sum of token losses, over the number of questions; padding asks nothing."""
     model, _, batch, _ = run_reference(tiny_tokenizer)
-    one_by_one = 0.
+    one_by_one = 0.0
     for number, question in enumerate((0, 0, 1, 2, 2, 2)):
         length = int(batch['answer'].attention_mask[number].sum())
         asked = slice(question, question + 1)
         q = text(batch['question'].input_ids[asked], batch['question'].attention_mask[asked])
         states = read_question(model.visual_encoder, model.text_encoder, batch['image'][asked], q)
-        ids = batch['answer'].input_ids[number:number + 1, :length]
+        ids = batch['answer'].input_ids[number : number + 1, :length]
         logits = slow_logits(model, states, q.attention_mask, ids)
         one_by_one += batch['weights'][number] * F.cross_entropy(logits[:-1], ids[0, 1:], reduction='sum')
     torch.testing.assert_close(model(**batch), one_by_one / 3, rtol=1e-5, atol=0)
@@ -98,11 +103,12 @@ def slow_ranking(model, batch, answers, k, first_token_once):
 
 
 def answer_list(lengths, seed=0):
-    """Answers [CLS] word ... [SEP] of 1 + so many words, padded, as in a tokenized list; some share their first word."""
+    """Answers [CLS] word ... [SEP] of 1 + so many words, padded, as in a tokenized list; some share their first "
+    "word."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.zeros(len(lengths), max(lengths) + 2, dtype=torch.int64)
     for row, length in zip(ids, lengths, strict=True):
-        row[:length + 2] = torch.tensor([1, *torch.randint(5, 25, (length,), generator=generator).tolist(), 2])
+        row[: length + 2] = torch.tensor([1, *torch.randint(5, 25, (length,), generator=generator).tolist(), 2])
     return text(ids, ids != 0)
 
 
@@ -123,8 +129,12 @@ def test_ranking_equals_a_slow_oracle(tiny_tokenizer, monkeypatch, once, chunk):
 
 
 def test_the_first_token_counts_twice_or_once(tiny_tokenizer):
-    twice, once = (rank(model, batch, answers, 5) for model, _, batch, answers in
-                   (run_reference(tiny_tokenizer, rank_first_token_once=value) for value in (False, True)))
+    twice, once = (
+        rank(model, batch, answers, 5)
+        for model, _, batch, answers in (
+            run_reference(tiny_tokenizer, rank_first_token_once=value) for value in (False, True)
+        )
+    )
     assert not torch.equal(twice[1], once[1])
 
 
@@ -141,15 +151,20 @@ def test_an_answer_does_not_depend_on_the_others_questions(tiny_tokenizer):
     _, together = rank(model, batch, answers, 6)
     length = int(batch['question'].attention_mask[2].sum())
     alone = text(batch['question'].input_ids[2:, :length], batch['question'].attention_mask[2:, :length])
-    torch.testing.assert_close(model.rank_answers(batch['image'][2:], alone, answers, 6)[1], together[2:], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        model.rank_answers(batch['image'][2:], alone, answers, 6)[1], together[2:], rtol=1e-3, atol=1e-6
+    )
 
 
 def count_rows(model, counts):
     """Hooks that add up the rows that linear maps of the decoder take in, by name."""
     for name, module in model.text_decoder.named_modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda m, inputs, output, name=name:
-                                         counts.__setitem__(name, counts.get(name, 0) + inputs[0][..., 0].numel()))
+            module.register_forward_hook(
+                lambda m, inputs, output, name=name: counts.__setitem__(
+                    name, counts.get(name, 0) + inputs[0][..., 0].numel()
+                )
+            )
 
 
 def test_what_is_shared_is_computed_once(tiny_tokenizer):
@@ -200,17 +215,20 @@ def test_distillation_mixes_with_a_teacher_that_follows(tiny_tokenizer):
     model, _, batch, _ = run_reference(tiny_tokenizer, 'vqa_distill')
     plain, _, _, _ = run_reference(tiny_tokenizer)
     plain.load_state_dict({key: value for key, value in model.state_dict().items() if '_m.' not in key})
-    assert model(**batch | {'alpha': 0.}).item() == pytest.approx(plain(**batch).item(), rel=1e-6)
+    assert model(**batch | {'alpha': 0.0}).item() == pytest.approx(plain(**batch).item(), rel=1e-6)
     before, trained = copy.deepcopy(model.text_decoder_m), model.text_decoder
     with torch.no_grad():
         for parameter in trained.parameters():
-            parameter.add_(1.)
+            parameter.add_(1.0)
     model(**batch)
-    for old, new, followed in zip(before.parameters(), model.text_decoder_m.parameters(), trained.parameters(), strict=True):
+    for old, new, followed in zip(
+        before.parameters(), model.text_decoder_m.parameters(), trained.parameters(), strict=True
+    ):
         torch.testing.assert_close(new, 0.995 * old + 0.005 * followed)
 
 
 # ---- weights ----
+
 
 def pretraining_state(name='pretrain'):
     reference = load_reference(name)
@@ -238,7 +256,7 @@ def test_from_pre_training_the_decoder_starts_as_the_fusion_layers(tiny_tokenize
             assert torch.equal(loaded[key.replace('text_encoder', 'text_decoder')], value)
         elif key.startswith('visual_encoder.'):
             assert torch.equal(loaded[key], value)
-    assert 'answer decoder: from the text encoder\'s layers 6 to 11' in report and 'itm_head (2 tensors)' in report
+    assert "answer decoder: from the text encoder's layers 6 to 11" in report and 'itm_head (2 tensors)' in report
     assert f'took {len(loaded)} tensors' in report and 'new here' not in report
 
     # Encoder and decoder are not tied: training one leaves the other.
@@ -251,8 +269,11 @@ def test_from_pre_training_the_decoder_starts_as_the_fusion_layers(tiny_tokenize
 def albef_state():
     """A pre-training checkpoint with momentum copies (other weights) and queues, as ALBEF's are."""
     state = pretraining_state()
-    momentum = {re.sub(r'^(visual_encoder|text_encoder|vision_proj|text_proj)', r'\1_m', key): value + 1
-                for key, value in state.items() if value.is_floating_point()}
+    momentum = {
+        re.sub(r'^(visual_encoder|text_encoder|vision_proj|text_proj)', r'\1_m', key): value + 1
+        for key, value in state.items()
+        if value.is_floating_point()
+    }
     momentum = {key: value for key, value in momentum.items() if '_m.' in key}
     queues = {'image_queue': torch.zeros(16, 64), 'text_queue': torch.zeros(16, 64), 'queue_ptr': torch.zeros(1)}
     return state | momentum | queues
@@ -300,10 +321,16 @@ def test_other_checkpoints_are_refused_by_name(tiny_tokenizer):
 def test_a_question_of_another_width_than_the_image(tiny_tokenizer):
     """The decoder reads text states, so its keys and values of them are as wide as the text, and start at random."""
     config = load_reference('vqa')['config']
-    wide = {'vit': config['vit'] | {'embed_dim': 48}, 'vision_width': 48,
-            'bert_config': config['bert_config'] | {'encoder_width': 48}}
+    wide = {
+        'vit': config['vit'] | {'embed_dim': 48},
+        'vision_width': 48,
+        'bert_config': config['bert_config'] | {'encoder_width': 48},
+    }
     model = fresh(tiny_tokenizer, **wide)
     pretrain = create_model('pretrain', config | wide, tiny_tokenizer)
     report = str(load_vqa(model, pretrain.state_dict(), 'pre.pth'))
-    assert 'keys and values of the question are random' in report and 'new here, not in the file: text_decoder (24' in report
+    assert (
+        'keys and values of the question are random' in report
+        and 'new here, not in the file: text_decoder (24' in report
+    )
     assert torch.isfinite(model(**run_reference(tiny_tokenizer)[2]))

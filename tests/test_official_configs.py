@@ -1,4 +1,5 @@
 """The six official configurations: exactly the official keys and values, each headed by what it is."""
+
 import json
 from pathlib import Path
 

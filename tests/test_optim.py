@@ -1,4 +1,5 @@
 """Parameter groups as officially, AdamW as the paper's formula, and a state that moves between kernels."""
+
 import copy
 
 import pytest
@@ -98,12 +99,15 @@ def test_on_cuda_the_kernel_is_fused():
     assert all(group['fused'] for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'opt': 'sgd'}, "optimizer.opt is 'sgd'; the only optimizer is 'adamW'"),
-    ({'no_decay': 'temp'}, 'optimizer.no_decay must be a list'),
-    ({'momentum': 0.9}, 'optimizer.momentum is not a known key'),
-    ({'weight_decay': None}, 'optimizer.weight_decay is missing'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'opt': 'sgd'}, "optimizer.opt is 'sgd'; the only optimizer is 'adamW'"),
+        ({'no_decay': 'temp'}, 'optimizer.no_decay must be a list'),
+        ({'momentum': 0.9}, 'optimizer.momentum is not a known key'),
+        ({'weight_decay': None}, 'optimizer.weight_decay is missing'),
+    ],
+)
 def test_bad_settings(change, message):
     settings = {k: v for k, v in {**SETTINGS, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):

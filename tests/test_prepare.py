@@ -1,4 +1,5 @@
 """`python -m dataset.prepare`: each command on a sample in the layout of its release."""
+
 import json
 import subprocess
 import sys
@@ -20,9 +21,14 @@ def coco_name(number: int, split: str = 'val2014') -> str:
 def karpathy(tmp_path) -> str:
     """Of each split one image with two captions, and one more for training."""
     images = [
-        {'filepath': 'train2014' if split == 'train' else 'val2014', 'cocoid': number, 'split': split, 'imgid': number,
-         'filename': coco_name(number, 'train2014' if split == 'train' else 'val2014'),
-         'sentences': [{'raw': f'A {split} image.', 'tokens': []}, {'raw': f'Number {number}\n', 'tokens': []}]}
+        {
+            'filepath': 'train2014' if split == 'train' else 'val2014',
+            'cocoid': number,
+            'split': split,
+            'imgid': number,
+            'filename': coco_name(number, 'train2014' if split == 'train' else 'val2014'),
+            'sentences': [{'raw': f'A {split} image.', 'tokens': []}, {'raw': f'Number {number}\n', 'tokens': []}],
+        }
         for number, split in ((9, 'train'), (11, 'restval'), (13, 'val'), (15, 'test'))
     ]
     return write(tmp_path / 'dataset_coco.json', {'dataset': 'coco', 'images': images})
@@ -34,13 +40,18 @@ def karpathy(tmp_path) -> str:
 def test_coco_from_karpathy(tmp_path, karpathy, capsys):
     run('coco', karpathy, '--out', tmp_path / 'out', '--image-prefix', 'coco/')
     train = f'coco/train2014/{coco_name(9, "train2014")}', f'coco/val2014/{coco_name(11)}'
-    expected = [(train[0], 'A train image.'), (train[0], 'Number 9'),
-                (train[1], 'A restval image.'), (train[1], 'Number 11')]
+    expected = [
+        (train[0], 'A train image.'),
+        (train[0], 'Number 9'),
+        (train[1], 'A restval image.'),
+        (train[1], 'Number 11'),
+    ]
     assert [(row['image'], row['caption']) for row in read(tmp_path / 'out/coco.json')] == expected
     assert [(row['image'], row['caption']) for row in read(tmp_path / 'out/coco_train.json')] == expected
     assert [row['image_id'] for row in read(tmp_path / 'out/coco_train.json')] == ['coco_9'] * 2 + ['coco_11'] * 2
     assert read(tmp_path / 'out/coco_val.json') == [
-        {'image': f'coco/val2014/{coco_name(13)}', 'caption': ['A val image.', 'Number 13']}]
+        {'image': f'coco/val2014/{coco_name(13)}', 'caption': ['A val image.', 'Number 13']}
+    ]
     assert read(tmp_path / 'out/coco_test.json')[0]['caption'][0] == 'A test image.'
     shown = capsys.readouterr().out
     assert 'read      4 images' in shown and 'coco.json: 4 rows, 4 texts, 2 images' in shown
@@ -53,8 +64,10 @@ def test_coco_from_karpathy(tmp_path, karpathy, capsys):
 @pytest.mark.parametrize('year', [2014, 2017])
 def test_coco_from_its_own_captions(tmp_path, karpathy, capsys, year):
     names = {number: coco_name(number) if year == 2014 else f'{number:012d}.jpg' for number in (11, 15, 16)}
-    images = [{'id': number, 'file_name': name, 'coco_url': f'http://images.cocodataset.org/val{year}/{name}'}
-              for number, name in names.items()]
+    images = [
+        {'id': number, 'file_name': name, 'coco_url': f'http://images.cocodataset.org/val{year}/{name}'}
+        for number, name in names.items()
+    ]
     captions = [{'image_id': number, 'id': i, 'caption': f'Number {number}'} for i, number in enumerate([15, 11, 11])]
     file = write(tmp_path / f'captions_val{year}.json', {'info': {}, 'images': images, 'annotations': captions})
     run('coco', file, '--out', tmp_path, '--exclude', karpathy)
@@ -73,9 +86,16 @@ def visual_genome(folder) -> tuple[str, str]:
         {'image_id': 3, 'url': f'{site}/VG_100K/3.jpg', 'coco_id': 9, 'flickr_id': 1234567},
     ]
     phrases = {1: ['a red car', 'A red  car', 'the sky', ' '], 2: ['a dog'], 3: ['a cat'], 4: ['nowhere']}
-    regions = [{'id': image, 'regions': [
-        {'region_id': i, 'image_id': image, 'phrase': phrase, 'x': 0, 'y': 0, 'width': 10 + i, 'height': 10}
-        for i, phrase in enumerate(listed)]} for image, listed in phrases.items()]
+    regions = [
+        {
+            'id': image,
+            'regions': [
+                {'region_id': i, 'image_id': image, 'phrase': phrase, 'x': 0, 'y': 0, 'width': 10 + i, 'height': 10}
+                for i, phrase in enumerate(listed)
+            ],
+        }
+        for image, listed in phrases.items()
+    ]
     return write(folder / 'region_descriptions.json', regions), write(folder / 'image_data.json', images)
 
 
@@ -83,15 +103,25 @@ def test_visual_genome(tmp_path, karpathy, capsys):
     files = visual_genome(tmp_path)
     run('vg', *files, '--out', tmp_path / 'vg.json', '--image-prefix', 'vg')
     rows = [(row['image'], row['caption']) for row in read(tmp_path / 'vg.json')]
-    assert rows == [('vg/VG_100K_2/1.jpg', 'a red car'), ('vg/VG_100K_2/1.jpg', 'the sky'),
-                    ('vg/VG_100K/2.jpg', 'a dog'), ('vg/VG_100K/3.jpg', 'a cat')]
+    assert rows == [
+        ('vg/VG_100K_2/1.jpg', 'a red car'),
+        ('vg/VG_100K_2/1.jpg', 'the sky'),
+        ('vg/VG_100K/2.jpg', 'a dog'),
+        ('vg/VG_100K/3.jpg', 'a cat'),
+    ]
     shown = capsys.readouterr().out
-    for line in ('read      7 regions', '1 x phrase that its image has already', '1 x empty caption',
-                 '1 x image that image_data.json does not know'):
+    for line in (
+        'read      7 regions',
+        '1 x phrase that its image has already',
+        '1 x empty caption',
+        '1 x image that image_data.json does not know',
+    ):
         assert line in shown
     run('vg', *files, '--out', tmp_path / 'vg.json', '--exclude', karpathy, '--largest', 2, '--one-row-per-image')
     assert read(tmp_path / 'vg.json') == [  # image 2 is Karpathy's test image 15; blank and sky are the largest of 1
-        {'image': 'VG_100K_2/1.jpg', 'caption': ['the sky']}, {'image': 'VG_100K/3.jpg', 'caption': ['a cat']}]
+        {'image': 'VG_100K_2/1.jpg', 'caption': ['the sky']},
+        {'image': 'VG_100K/3.jpg', 'caption': ['a cat']},
+    ]
     assert 'excluded  1 images' in capsys.readouterr().out
     run('vg', *files, '--out', tmp_path / 'vg.json', '--exclude', write(tmp_path / 'flickr.txt', '1234567\n'))
     assert 'VG_100K/3.jpg' not in [row['image'] for row in read(tmp_path / 'vg.json')]
@@ -103,9 +133,12 @@ URLS = ['http://a.org/x/one.jpg', 'http://b.org/two.png?size=3', 'http://c.org/t
 @pytest.mark.parametrize('naming', ['row', 'crc32', 'basename', 'table'])
 def test_cc3m(tmp_path, capsys, naming):
     tsv = write(tmp_path / 'Train_GCC-training.tsv', ''.join(f'caption {i}\t{url}\n' for i, url in enumerate(URLS)))
-    stems = {'row': ['0', '1', '2', '3'], 'basename': ['one', 'two', 'three', 'four'],
-             'crc32': [f'{i}_{zlib.crc32(url.encode())}' for i, url in enumerate(URLS)],
-             'table': ['000000007', '000000000', '000000001', '000000002']}[naming]
+    stems = {
+        'row': ['0', '1', '2', '3'],
+        'basename': ['one', 'two', 'three', 'four'],
+        'crc32': [f'{i}_{zlib.crc32(url.encode())}' for i, url in enumerate(URLS)],
+        'table': ['000000007', '000000000', '000000001', '000000002'],
+    }[naming]
     for i in (0, 1, 3):  # the third was no longer there
         ending = '' if naming == 'crc32' else '.jpg'  # that downloader gives no extension
         (tmp_path / 'images/00000').mkdir(parents=True, exist_ok=True)
@@ -116,7 +149,8 @@ def test_cc3m(tmp_path, capsys, naming):
     run('cc3m', tsv, '--images', tmp_path / 'images', '--out', tmp_path / 'cc3m.json', '--image-prefix', 'cc3m')
     ending = '' if naming == 'crc32' else '.jpg'
     assert read(tmp_path / 'cc3m.json') == [
-        {'image': f'cc3m/00000/{stems[i]}{ending}', 'caption': f'caption {i}'} for i in (0, 1, 3)]
+        {'image': f'cc3m/00000/{stems[i]}{ending}', 'caption': f'caption {i}'} for i in (0, 1, 3)
+    ]
     assert '1 x image not in the download folder' in capsys.readouterr().out
 
 
@@ -133,7 +167,8 @@ def test_cc3m_with_a_heading_and_bad_lines(tmp_path, capsys):
     assert 'no image in' in refuse('cc3m', tsv, '--images', tmp_path / 'none', '--out', tmp_path / 'b.json')
     assert 'does not exist' in refuse('cc3m', tsv, '--images', tmp_path / 'absent', '--out', tmp_path / 'b.json')
     assert 'no caption<TAB>address lines' in refuse(
-        'cc3m', write(tmp_path / 'bad.tsv', 'a\tb\nc\td\n'), '--images', tmp_path, '--out', tmp_path / 'b.json')
+        'cc3m', write(tmp_path / 'bad.tsv', 'a\tb\nc\td\n'), '--images', tmp_path, '--out', tmp_path / 'b.json'
+    )
 
 
 def test_an_image_that_may_belong_to_several_rows_is_given_to_none(tmp_path, capsys):
@@ -154,8 +189,10 @@ def test_sbu(tmp_path, capsys, layout):
         data = {'image_urls': urls, 'captions': captions, 'user_ids': ['a'] * 3}
         files = [write(tmp_path / 'sbu-captions-all.json', data)]
     else:
-        files = [write(tmp_path / f'SBU_captioned_photo_dataset_{name}.txt', '\n'.join(lines) + '\n')
-                 for name, lines in (('captions', captions), ('urls', urls))]
+        files = [
+            write(tmp_path / f'SBU_captioned_photo_dataset_{name}.txt', '\n'.join(lines) + '\n')
+            for name, lines in (('captions', captions), ('urls', urls))
+        ]
     for number in (4385058960, 4385058961, 4385058962):
         (tmp_path / f'{number}_b0f291553e.jpg').touch()
     exclude = write(tmp_path / 'flickr30k_test.json', [{'image': 'flickr30k-images/4385058960.jpg', 'caption': ['x']}])
@@ -168,8 +205,10 @@ def test_sbu(tmp_path, capsys, layout):
 
 def test_flickr30k(tmp_path, capsys):
     sentences = [{'raw': 'One .'}, {'raw': 'Two .'}]
-    entries = [{'filename': f'{number}.jpg', 'split': split, 'imgid': number, 'sentences': sentences}
-               for number, split in ((1000092795, 'train'), (10002456, 'val'), (1007129816, 'test'))]
+    entries = [
+        {'filename': f'{number}.jpg', 'split': split, 'imgid': number, 'sentences': sentences}
+        for number, split in ((1000092795, 'train'), (10002456, 'val'), (1007129816, 'test'))
+    ]
     karpathy = write(tmp_path / 'dataset_flickr30k.json', {'images': entries, 'dataset': 'flickr30k'})
     run('flickr30k', karpathy, '--out', tmp_path / 'k', '--image-prefix', 'flickr30k-images')
     lines = [(entry['filename'], i, sentence['raw']) for entry in entries for i, sentence in enumerate(sentences)]
@@ -184,9 +223,13 @@ def test_flickr30k(tmp_path, capsys):
         rows = read(tmp_path / f'k/flickr30k_{split}.json')
         assert rows == read(tmp_path / f't/flickr30k_{split}.json') == read(tmp_path / f'c/flickr30k_{split}.json')
     assert read(tmp_path / 'k/flickr30k_train.json')[1] == {
-        'image': 'flickr30k-images/1000092795.jpg', 'caption': 'Two .', 'image_id': '1000092795'}
+        'image': 'flickr30k-images/1000092795.jpg',
+        'caption': 'Two .',
+        'image_id': '1000092795',
+    }
     assert read(tmp_path / 'k/flickr30k_test.json') == [
-        {'image': 'flickr30k-images/1007129816.jpg', 'caption': ['One .', 'Two .']}]
+        {'image': 'flickr30k-images/1007129816.jpg', 'caption': ['One .', 'Two .']}
+    ]
     assert '1 x line that holds no image and caption' in capsys.readouterr().out
     assert 'is it of Flickr30k?' in refuse('flickr30k', val, '--out', tmp_path)
 
@@ -196,17 +239,22 @@ def test_nlvr2(tmp_path, capsys):
         return ''.join(json.dumps(item) + '\n' for item in items)
 
     one = {'sentence': 'Two dogs.', 'left_url': 'http://a', 'right_url': 'http://b', 'writer': 1}
-    train = write(tmp_path / 'train.json', lines(
-        one | {'identifier': 'train-10171-0-0', 'directory': 65, 'label': 'False'},
-        one | {'identifier': 'train-10171-0-12', 'directory': 65, 'label': True},
-        one | {'identifier': 'train-1-2-0', 'directory': 6, 'label': 'maybe'}))
+    train = write(
+        tmp_path / 'train.json',
+        lines(
+            one | {'identifier': 'train-10171-0-0', 'directory': 65, 'label': 'False'},
+            one | {'identifier': 'train-10171-0-12', 'directory': 65, 'label': True},
+            one | {'identifier': 'train-1-2-0', 'directory': 6, 'label': 'maybe'},
+        ),
+    )
     dev = write(tmp_path / 'dev.json', lines(one | {'identifier': 'dev-850-0-0', 'label': 'True'}))
     test = write(tmp_path / 'test1.json', lines(one | {'identifier': 'test1-0-1-0', 'label': 'True'}))
     run('nlvr2', train, dev, test, '--out', tmp_path / 'out')
     pair = ['images/train/65/train-10171-0-img0.png', 'images/train/65/train-10171-0-img1.png']
     assert read(tmp_path / 'out/nlvr_train.json') == [
         {'images': pair, 'sentence': 'Two dogs.', 'label': 'False', 'identifier': 'train-10171-0-0'},
-        {'images': pair, 'sentence': 'Two dogs.', 'label': 'True', 'identifier': 'train-10171-0-12'}]
+        {'images': pair, 'sentence': 'Two dogs.', 'label': 'True', 'identifier': 'train-10171-0-12'},
+    ]
     assert read(tmp_path / 'out/nlvr_dev.json')[0]['images'][1] == 'dev/dev-850-0-img1.png'
     assert read(tmp_path / 'out/nlvr_test.json')[0]['images'][0] == 'test1/test1-0-1-img0.png'
     assert '1 x label that is neither True nor False' in capsys.readouterr().out
@@ -218,42 +266,111 @@ def test_nlvr2(tmp_path, capsys):
 
 def vqa_files(folder) -> list[str]:
     def questions(split, numbers):
-        return write(folder / f'v2_OpenEnded_mscoco_{split}_questions.json', {
-            'data_subtype': split, 'questions': [{'image_id': n, 'question': f'What is {n}?', 'question_id': n * 1000}
-                                                 for n in numbers]})
+        return write(
+            folder / f'v2_OpenEnded_mscoco_{split}_questions.json',
+            {
+                'data_subtype': split,
+                'questions': [{'image_id': n, 'question': f'What is {n}?', 'question_id': n * 1000} for n in numbers],
+            },
+        )
 
     answers = {9: 'Two', 10: 'the dog', 15: 'dog', 16: 'cat'}
-    annotations = [write(folder / f'v2_mscoco_{split}_annotations.json', {
-        'data_subtype': split, 'annotations': [
-            {'question_id': n * 1000, 'image_id': n, 'question_type': 'what is', 'answer_type': 'other',
-             'multiple_choice_answer': answers[n],
-             'answers': [{'answer': answers[n], 'answer_confidence': 'yes', 'answer_id': i + 1} for i in range(10)]}
-            for n in numbers]}) for split, numbers in (('train2014', (9, 10)), ('val2014', (15, 16)))]
+    annotations = [
+        write(
+            folder / f'v2_mscoco_{split}_annotations.json',
+            {
+                'data_subtype': split,
+                'annotations': [
+                    {
+                        'question_id': n * 1000,
+                        'image_id': n,
+                        'question_type': 'what is',
+                        'answer_type': 'other',
+                        'multiple_choice_answer': answers[n],
+                        'answers': [
+                            {'answer': answers[n], 'answer_confidence': 'yes', 'answer_id': i + 1} for i in range(10)
+                        ],
+                    }
+                    for n in numbers
+                ],
+            },
+        )
+        for split, numbers in (('train2014', (9, 10)), ('val2014', (15, 16)))
+    ]
     splits = {'train2014': (9, 10, 11), 'val2014': (15, 16), 'test2015': (20,)}
     return [questions(split, numbers) for split, numbers in splits.items()] + annotations
 
 
 def test_vqa(tmp_path, karpathy, capsys):
-    questions = [{'id': image, 'qas': [
-        {'qa_id': image * 10 + i, 'image_id': image, 'question': 'Where is it?', 'answer': answer, 'a_objects': []}
-        for i, answer in enumerate(['In the sky.', '.'])]} for image in (1, 2)]
+    questions = [
+        {
+            'id': image,
+            'qas': [
+                {
+                    'qa_id': image * 10 + i,
+                    'image_id': image,
+                    'question': 'Where is it?',
+                    'answer': answer,
+                    'a_objects': [],
+                }
+                for i, answer in enumerate(['In the sky.', '.'])
+            ],
+        }
+        for image in (1, 2)
+    ]
     qa, image_data = write(tmp_path / 'question_answers.json', questions), visual_genome(tmp_path)[1]
-    run('vqa', *vqa_files(tmp_path), '--vg', qa, image_data, '--out', tmp_path / 'out', '--num-answers', 2,
-        '--exclude', karpathy, '--image-prefix', 'coco', '--vg-image-prefix', 'vg')
+    run(
+        'vqa',
+        *vqa_files(tmp_path),
+        '--vg',
+        qa,
+        image_data,
+        '--out',
+        tmp_path / 'out',
+        '--num-answers',
+        2,
+        '--exclude',
+        karpathy,
+        '--image-prefix',
+        'coco',
+        '--vg-image-prefix',
+        'vg',
+    )
     assert read(tmp_path / 'out/vqa_train.json')[0] == {
-        'question': 'What is 9?', 'image': f'coco/train2014/{coco_name(9, "train2014")}', 'dataset': 'vqa',
-        'question_id': 9000, 'answer': ['Two'] * 10, 'answer_type': 'other', 'question_type': 'what is'}
+        'question': 'What is 9?',
+        'image': f'coco/train2014/{coco_name(9, "train2014")}',
+        'dataset': 'vqa',
+        'question_id': 9000,
+        'answer': ['Two'] * 10,
+        'answer_type': 'other',
+        'question_type': 'what is',
+    }
     assert [row['question_id'] for row in read(tmp_path / 'out/vqa_val.json')] == [16000]  # 15 is a Karpathy test image
     assert read(tmp_path / 'out/vqa_test.json') == [
-        {'question': 'What is 20?', 'image': f'coco/test2015/{coco_name(20, "test2015")}', 'dataset': 'vqa',
-         'question_id': 20000}]
+        {
+            'question': 'What is 20?',
+            'image': f'coco/test2015/{coco_name(20, "test2015")}',
+            'dataset': 'vqa',
+            'question_id': 20000,
+        }
+    ]
     assert read(tmp_path / 'out/vg_qa.json') == [
-        {'question': 'Where is it?', 'image': 'vg/VG_100K_2/1.jpg', 'dataset': 'vg', 'question_id': 10,
-         'answer': 'in sky'}]
+        {
+            'question': 'Where is it?',
+            'image': 'vg/VG_100K_2/1.jpg',
+            'dataset': 'vg',
+            'question_id': 10,
+            'answer': 'in sky',
+        }
+    ]
     assert read(tmp_path / 'out/answer_list.json') == ['dog', '2']  # dog: twice, when normalised; 2 sorts before cat
     shown = capsys.readouterr().out
-    for line in ('1 x question of train2014 without an annotation', '1 x empty answer', 'excluded  2 images',
-                 '2 answers, each given at least 1 times; the right one to 75.0% of the questions'):
+    for line in (
+        '1 x question of train2014 without an annotation',
+        '1 x empty answer',
+        'excluded  2 images',
+        '2 answers, each given at least 1 times; the right one to 75.0% of the questions',
+    ):
         assert line in shown
     files = [str(tmp_path / f'out/{name}.json') for name in ('vqa_train', 'vg_qa', 'vqa_test')]
     table = load_annotations(files, 'vqa')
@@ -271,14 +388,30 @@ def test_folder_of_images_with_texts(tmp_path, capsys):
     write(tmp_path / 'own/d.txt', ' \n')
     run('folder', tmp_path / 'own', '--out', tmp_path / 'f.json')
     assert read(tmp_path / 'f.json') == [
-        {'image': 'a.jpg', 'caption': 'first'}, {'image': 'a.jpg', 'caption': 'second half'},
-        {'image': 'sub/b.PNG', 'caption': 'only one, 日本 \U0001f600'}]
+        {'image': 'a.jpg', 'caption': 'first'},
+        {'image': 'a.jpg', 'caption': 'second half'},
+        {'image': 'sub/b.PNG', 'caption': 'only one, 日本 \U0001f600'},
+    ]
     shown = capsys.readouterr().out
-    for line in ('read      4 images', '1 x image without a .txt', '1 x image with an empty .txt',
-                 '1 x caption with emoji', '1 x caption with line breaks or control characters'):
+    for line in (
+        'read      4 images',
+        '1 x image without a .txt',
+        '1 x image with an empty .txt',
+        '1 x caption with emoji',
+        '1 x caption with line breaks or control characters',
+    ):
         assert line in shown
-    run('folder', tmp_path / 'own', '--out', tmp_path / 'f.json', '--one-row-per-image', '--image-prefix', '/data/own',
-        '--exclude', write(tmp_path / 'no.txt', 'sub/b.jpg\n'))
+    run(
+        'folder',
+        tmp_path / 'own',
+        '--out',
+        tmp_path / 'f.json',
+        '--one-row-per-image',
+        '--image-prefix',
+        '/data/own',
+        '--exclude',
+        write(tmp_path / 'no.txt', 'sub/b.jpg\n'),
+    )
     assert read(tmp_path / 'f.json') == [{'image': '/data/own/a.jpg', 'caption': ['first', 'second half']}]
 
 
@@ -286,14 +419,21 @@ def test_folder_of_images_with_texts(tmp_path, capsys):
 def test_folder_from_a_table(tmp_path, capsys, ending):
     for name in ('a.jpg', 'b, c.jpg'):
         jpeg(tmp_path / name)
-    rows = [('a.jpg', 'a "quoted", text\nof two lines'), ('b, c.jpg', 'x' * 200_000), ('gone.jpg', 'y'),
-            ('a.jpg', 'more'), ('a.jpg', '')]
+    rows = [
+        ('a.jpg', 'a "quoted", text\nof two lines'),
+        ('b, c.jpg', 'x' * 200_000),
+        ('gone.jpg', 'y'),
+        ('a.jpg', 'more'),
+        ('a.jpg', ''),
+    ]
     heading, columns = ('File_Name', 'Text'), []
     path = tmp_path / f'table.{"csv" if ending == "no heading" else ending}'
     if ending in ('csv', 'tsv', 'no heading'):
         separator = '\t' if ending == 'tsv' else ','
-        quoted = [separator.join('"' + cell.replace('"', '""') + '"' for cell in row)
-                  for row in ([] if ending == 'no heading' else [heading]) + rows]
+        quoted = [
+            separator.join('"' + cell.replace('"', '""') + '"' for cell in row)
+            for row in ([] if ending == 'no heading' else [heading]) + rows
+        ]
         write(path, '\n'.join(quoted) + '\n')
     elif ending == 'parquet':
         columns = ['--columns', 'where', 'what']
@@ -305,7 +445,8 @@ def test_folder_from_a_table(tmp_path, capsys, ending):
     run('folder', path, '--out', tmp_path / 'out/f.json', *columns, '--one-row-per-image')
     assert read(tmp_path / 'out/f.json') == [
         {'image': 'a.jpg', 'caption': ['a "quoted", text of two lines', 'more']},
-        {'image': 'b, c.jpg', 'caption': ['x' * 200_000]}]
+        {'image': 'b, c.jpg', 'caption': ['x' * 200_000]},
+    ]
     shown = capsys.readouterr().out
     assert 'read      5 rows' in shown and '1 x image that is not there' in shown and '1 x empty caption' in shown
 
@@ -342,11 +483,16 @@ def test_it_runs_as_a_module(tmp_path):
     assert done.returncode == 0 and 'flickr30k' in done.stdout
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('', 'is not whole JSON'), ('{"images": [{"sentences"', 'is not whole JSON'), ('[1, 2]', "has no 'images'"),
-    ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
-    ('{"images": [], "annotations": [{"caption": "x"}]}', "has no 'image_id'"),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'is not whole JSON'),
+        ('{"images": [{"sentences"', 'is not whole JSON'),
+        ('[1, 2]', "has no 'images'"),
+        ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
+        ('{"images": [], "annotations": [{"caption": "x"}]}', "has no 'image_id'"),
+    ],
+)
 def test_a_release_that_was_cut_is_refused(tmp_path, text, message):
     assert message in refuse('coco', write(tmp_path / 'captions_train2014.json', text), '--out', tmp_path)
 

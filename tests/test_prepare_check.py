@@ -1,4 +1,5 @@
 """`python -m dataset.prepare check` on every kind of bad input, interrupted, and with files that kill it."""
+
 import json
 import os
 import signal
@@ -41,11 +42,28 @@ def bad_folder(folder) -> dict[str, str]:
     data[16:24] = (60_000).to_bytes(4, 'big') * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, 'big')
     (folder / 'bomb.png').write_bytes(data)
-    dropped = {'truncated.jpg': 'ends early', 'header only.jpg': 'image: ', 'page.jpg': 'HTML', 'zero.jpg': 'empty',
-               'noise.png': 'image: ', 'folder.jpg': 'directory', 'absent.jpg': 'No such file',
-               'bomb.png': 'more than 500 million pixels', 'nul\0.jpg': 'image: ', '\udcff.jpg': 'not UTF-8'}
-    kept = ['good.jpg', 'same.jpg', 'cmyk.jpg', 'sixteen.png', 'palette.png', 'animated.gif', 'panorama.jpg',
-            'rotated.jpg']
+    dropped = {
+        'truncated.jpg': 'ends early',
+        'header only.jpg': 'image: ',
+        'page.jpg': 'HTML',
+        'zero.jpg': 'empty',
+        'noise.png': 'image: ',
+        'folder.jpg': 'directory',
+        'absent.jpg': 'No such file',
+        'bomb.png': 'more than 500 million pixels',
+        'nul\0.jpg': 'image: ',
+        '\udcff.jpg': 'not UTF-8',
+    }
+    kept = [
+        'good.jpg',
+        'same.jpg',
+        'cmyk.jpg',
+        'sixteen.png',
+        'palette.png',
+        'animated.gif',
+        'panorama.jpg',
+        'rotated.jpg',
+    ]
     return dropped | dict.fromkeys(kept, '')
 
 
@@ -61,26 +79,41 @@ def test_check_cleans_a_folder_of_everything_bad(tmp_path, capsys):
         ({'image': '', 'caption': 'x'}, "'image' must be"),
         ('a string', 'is a str'),
     ]
-    captions = {'two\nlines': 'two lines', 'nul \0\x07 inside': 'nul inside', 'emoji \U0001f600': 'emoji \U0001f600',
-                'word ' * 10_000: ' '.join(['word'] * 200), 'half \ud83d': 'half'}
+    captions = {
+        'two\nlines': 'two lines',
+        'nul \0\x07 inside': 'nul inside',
+        'emoji \U0001f600': 'emoji \U0001f600',
+        'word ' * 10_000: ' '.join(['word'] * 200),
+        'half \ud83d': 'half',
+    }
     rows += [row for row, _ in bad_rows] + [{'image': 'good.jpg', 'caption': ['', text]} for text in captions]
     file = write(tmp_path / 'f.json', rows)
     run('check', file, '--image-root', tmp_path / 'images', '--out', tmp_path / 'g.json', '--workers', 2)
 
     clean = read(tmp_path / 'g.json')
-    kept = [row for row in rows[:len(fate)] if not fate[row['image']]]
+    kept = [row for row in rows[: len(fate)] if not fate[row['image']]]
     assert clean == kept + [{'image': 'good.jpg', 'caption': [text]} for text in captions.values()]
     assert list(load_annotations(str(tmp_path / 'g.json'), 'pretrain'))[-1]['caption'] == ['half']
     report = read(tmp_path / 'g.report.json')
     found = {entry['row']: entry['reason'] for entry in report['dropped rows']}
-    wanted = {number: reason for number, reason in enumerate(
-        [fate[row['image']] for row in rows[:len(fate)]] + [reason for _, reason in bad_rows]) if reason}
+    wanted = {
+        number: reason
+        for number, reason in enumerate(
+            [fate[row['image']] for row in rows[: len(fate)]] + [reason for _, reason in bad_rows]
+        )
+        if reason
+    }
     assert found.keys() == wanted.keys()
     for number, reason in wanted.items():
         assert reason in found[number], (rows[number], found[number])
     noted = report['noted']
-    for note in ('CMYK, converted', 'more than 8 bits a value, reduced', 'transparency, ignored',
-                 'animated, first frame taken', 'EXIF rotation, ignored'):
+    for note in (
+        'CMYK, converted',
+        'more than 8 bits a value, reduced',
+        'transparency, ignored',
+        'animated, first frame taken',
+        'EXIF rotation, ignored',
+    ):
         assert noted[f'image: {note}'] == 1, note
     assert report['duplicates']['image with the same bytes as another'] == 1
     assert report['duplicates']['image that came before'] == len(captions)
@@ -99,12 +132,15 @@ def test_check_cleans_a_folder_of_everything_bad(tmp_path, capsys):
     assert 'truncated.jpg' in names and 'page.jpg' not in names
 
 
-@pytest.mark.parametrize(('kind', 'row', 'bad'), [
-    ('retrieval_train', {'image': 'a.jpg', 'caption': 'x', 'image_id': 3}, {'image_id': None}),
-    ('nlvr', {'images': ['a.jpg', 'b.jpg'], 'sentence': 'x', 'label': 'True'}, {'images': ['a.jpg', 'gone.jpg']}),
-    ('vqa', {'question': 'x', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1}, {'question': '  '}),
-    ('vqa', {'question': 'x', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1}, {'dataset': 'vg'}),
-])
+@pytest.mark.parametrize(
+    ('kind', 'row', 'bad'),
+    [
+        ('retrieval_train', {'image': 'a.jpg', 'caption': 'x', 'image_id': 3}, {'image_id': None}),
+        ('nlvr', {'images': ['a.jpg', 'b.jpg'], 'sentence': 'x', 'label': 'True'}, {'images': ['a.jpg', 'gone.jpg']}),
+        ('vqa', {'question': 'x', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1}, {'question': '  '}),
+        ('vqa', {'question': 'x', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1}, {'dataset': 'vg'}),
+    ],
+)
 def test_check_knows_each_kind_of_row(tmp_path, kind, row, bad):
     for name in ('a.jpg', 'b.jpg'):
         jpeg(tmp_path / 'images' / name)
@@ -180,5 +216,8 @@ def test_an_image_that_kills_the_decoder_is_one_bad_image(tmp_path, monkeypatch)
     verdicts = {verdict.image: verdict.reason for verdict in examine.examine_all(paths, 2)}
     bad = {path: reason for path, reason in verdicts.items() if reason}
     assert verdicts.keys() == set(paths)
-    assert bad == {paths[5]: 'reading it kills the process', paths[20]: 'reading it kills the process',
-                   paths[6]: 'RuntimeError nobody thought of this'}
+    assert bad == {
+        paths[5]: 'reading it kills the process',
+        paths[20]: 'reading it kills the process',
+        paths[6]: 'RuntimeError nobody thought of this',
+    }

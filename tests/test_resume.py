@@ -1,4 +1,5 @@
-"""A pre-training run that is killed and resumed ends as if nothing had happened: weights to the bit, log to the letter."""
+"""A pre-training run that is killed and resumed ends as if nothing had happened: weights to the bit, log to the "
+"letter."""
 
 import json
 import os
@@ -24,7 +25,7 @@ POINTS = {
     'while grouping': lambda n, steps: DieAt(dataset.grit, 'group_together', 1 + n % 4),
     'while writing a checkpoint': lambda n, steps: DieAt(os, 'fsync', 1 + n % 4),
     'between checkpoint and log': lambda n, steps: DieAt(utils.checkpoint, 'write_log', 1 + n % 2),
-    'after dropping what is superfluous': lambda n, steps: DieAt(utils.checkpoint, 'drop_superfluous', 1, after=True),
+    'after dropping what is superfluous': lambda n, steps: DieAt(utils.checkpoint, 'prune_checkpoints', 1, after=True),
 }
 
 
@@ -80,8 +81,15 @@ def test_the_runs_are_real(uninterrupted):
         records = [json.loads(line) for line in text.splitlines()]
         assert [record['epoch'] for record in records] == [0, 1, 2]
         assert records[2]['train_loss_mlm'] < records[0]['train_loss_mlm']
-        assert {'train_lr', 'train_loss_itc', 'train_loss_itm', 'train_itm_acc', 'train_temp', 'train_sim_neighbour',
-                'train_sim_random'} <= records[0].keys()
+        assert {
+            'train_lr',
+            'train_loss_itc',
+            'train_loss_itm',
+            'train_itm_acc',
+            'train_temp',
+            'train_sim_neighbour',
+            'train_sim_random',
+        } <= records[0].keys()
         assert 'checkpoint_02.pth' in files and 'checkpoint_step.pth' not in files
     one, two = (uninterrupted[processes][0] for processes in (1, 2))
     assert not torch.equal(one['vision_proj.weight'], two['vision_proj.weight'])
@@ -90,11 +98,12 @@ def test_the_runs_are_real(uninterrupted):
 def test_damaged_checkpoints_are_passed_over(world, tmp_path):
     """A checkpoint that was cut short is not resumed from; the one before it is."""
     import Pretrain
+
     argv = arguments('pretrain', world, tmp_path / 'run', 'train_epochs=2')
     Pretrain.main(argv)
     expected = torch.load(tmp_path / 'run' / 'checkpoint_01.pth', weights_only=True)['model']
     whole = (tmp_path / 'run' / 'checkpoint_01.pth').read_bytes()
-    (tmp_path / 'run' / 'checkpoint_01.pth').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'run' / 'checkpoint_01.pth').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'run' / 'checkpoint_best.pth').write_bytes(whole)  # never resumed from
     Pretrain.main([*argv, '--resume'])
     resumed = torch.load(tmp_path / 'run' / 'checkpoint_01.pth', weights_only=True)

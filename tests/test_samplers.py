@@ -27,6 +27,7 @@ def on_all_ranks(plans, call):
             tensors = list(slots)
             barrier.wait()
             return tensors
+
         return call(plan, gather)
 
     with ThreadPoolExecutor(len(plans)) as pool:
@@ -118,11 +119,11 @@ def test_any_order_can_be_played(shape, data):
     assert left_out <= check_epoch(plans)[0]
     played = torch.cat([plan.order for plan in plans]).tolist()
     if not started:
-        first = [i for place, i in enumerate(order) if i not in order[:place]][:len(played)]
+        first = [i for place, i in enumerate(order) if i not in order[:place]][: len(played)]
         if len(order) <= len(played):  # room for all: the first occurrence of each stays where it is
             assert all(order.index(i) == played.index(i) for i in first)
         if len(order) == len(first) <= len(played):
-            assert played[:len(order)] == order
+            assert played[: len(order)] == order
 
 
 def test_an_order_with_padding_keeps_its_batches():

@@ -1,4 +1,5 @@
 """Learning rates: the official rows, and what the rows do not reach."""
+
 import math
 
 import pytest

@@ -46,7 +46,7 @@ def test_any_text_gives_few_words_that_utf8_can_hold(clean, text, max_words):
     cleaned = clean(text, max_words)
     cleaned.encode('utf-8')
     assert cleaned.count(' ') < max_words
-    assert not set(",.'!?\"()*#:;~-/") & set(cleaned)
+    assert not set(',.\'!?"()*#:;~-/') & set(cleaned)
 
 
 @given(text=st.text(alphabet=' aB-/\t\n,<>'))

@@ -12,7 +12,8 @@ from tests.reference import load_json
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """bert-base-uncased's vocabulary as far as the reference texts need it: the other lines are words that never occur."""
+    """bert-base-uncased's vocabulary as far as the reference texts need it: the other lines are words that never "
+    "occur."""
     words = [f'[never{i}]' for i in range(30522)]
     for word, i in load_json('vocabulary').items():
         words[i] = word
@@ -40,5 +41,7 @@ def test_what_cannot_be_had_says_so(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='it holds no vocab.txt'):
         create_tokenizer(str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(FileNotFoundError, match='--text_encoder no/such-model: no such folder, and the tokenizer could'):
+    with pytest.raises(
+        FileNotFoundError, match='--text_encoder no/such-model: no such folder, and the tokenizer could'
+    ):
         create_tokenizer('no/such-model')

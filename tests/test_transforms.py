@@ -36,7 +36,7 @@ def photo(width=320, height=240, seed=0):
     image = np.zeros((height, width, 3), np.float32)
     for cell in (4, 16, 64):
         noise = rng.normal(size=(height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-        image += cell ** 0.7 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        image += cell**0.7 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     return (128 + image * (50 / image.std())).clip(0, 255).astype(np.uint8)
 
 
@@ -46,6 +46,7 @@ def jpeg(tmp_path):
         path = tmp_path / f'{width}x{height}.jpg'
         Image.fromarray(photo(width, height)).save(path, quality=92, subsampling='4:2:0')
         return path
+
     return write
 
 
@@ -55,6 +56,7 @@ def levels(tensor):
 
 
 # RandAugment
+
 
 @pytest.mark.parametrize('name', TEN[1:])
 def test_operations_equal_the_reference(name):
@@ -114,9 +116,11 @@ def test_operations_take_any_size_and_flat_images(name, shape, value):
 
 
 def test_unknown_operations_are_refused():
-    for refused in (lambda: apply_op('Colour', REFERENCE['image'], 7, 1),
-                    lambda: RandAugment(names=['Rotate', 'Colour']),
-                    lambda: TrainTransform(64, randaugment=['Colour'])):
+    for refused in (
+        lambda: apply_op('Colour', REFERENCE['image'], 7, 1),
+        lambda: RandAugment(names=['Rotate', 'Colour']),
+        lambda: TrainTransform(64, randaugment=['Colour']),
+    ):
         with pytest.raises(ValueError, match="'Colour'; those known are Identity, AutoContrast.*Rotate"):
             refused()
 
@@ -133,6 +137,7 @@ def test_randaugment_draws_operations_signs_and_whether_to_apply(monkeypatch):
 
 
 # Crops
+
 
 class TorchDraws:
     """torch's generator behind the calls of a numpy one, so that torchvision and `draw_crop` draw the same numbers."""
@@ -168,6 +173,7 @@ def test_reduction_keeps_the_crop_at_least_as_large_as_asked():
 
 # Pixels
 
+
 @pytest.mark.parametrize('size', [(640, 480), (123, 457), (40, 30), (5000, 90), (1, 1)])
 @pytest.mark.parametrize('resolution', [64, 256])
 def test_resize_is_within_rounding_of_pillow(size, resolution):
@@ -191,9 +197,15 @@ def test_exact_training_pixels_are_the_official_ones(seed, jpeg):
     transform = TrainTransform(96, flip=False, randaugment=False, reduced_decode=False)
     image = Image.open(path).convert('RGB')
     left, top, right, bottom = draw_crop(640, 480, (0.2, 1.0), example_rng(0, 0, seed))
-    steps = tv.Compose([lambda i: tv.functional.resized_crop(i, top, left, bottom - top, right - left, (96, 96),
-                                                             tv.InterpolationMode.BICUBIC),
-                        tv.ToTensor(), tv.Normalize(MEAN.tolist(), STD.tolist())])
+    steps = tv.Compose(
+        [
+            lambda i: tv.functional.resized_crop(
+                i, top, left, bottom - top, right - left, (96, 96), tv.InterpolationMode.BICUBIC
+            ),
+            tv.ToTensor(),
+            tv.Normalize(MEAN.tolist(), STD.tolist()),
+        ]
+    )
     ours = transform(path, example_rng(0, 0, seed))
     assert ours.shape == (3, 96, 96) and ours.dtype == torch.float32 and ours.is_contiguous()
     assert torch.equal(ours, steps(image))
@@ -201,8 +213,13 @@ def test_exact_training_pixels_are_the_official_ones(seed, jpeg):
 
 def test_exact_evaluation_pixels_are_the_official_ones(jpeg):
     path = jpeg(300, 200)
-    official = tv.Compose([tv.Resize((64, 64), interpolation=tv.InterpolationMode.BICUBIC), tv.ToTensor(),
-                           tv.Normalize(MEAN.tolist(), STD.tolist())])(Image.open(path).convert('RGB'))
+    official = tv.Compose(
+        [
+            tv.Resize((64, 64), interpolation=tv.InterpolationMode.BICUBIC),
+            tv.ToTensor(),
+            tv.Normalize(MEAN.tolist(), STD.tolist()),
+        ]
+    )(Image.open(path).convert('RGB'))
     assert torch.equal(EvalTransform(64, reduced_decode=False)(path), official)
 
 
@@ -212,8 +229,10 @@ def test_reduced_decode_changes_pixels_little(size, jpeg):
     path = jpeg(*size)
     pairs = [(EvalTransform(100, reduced_decode=False)(path), EvalTransform(100)(path), 3)]
     for index in range(3):
-        exact, fast = (TrainTransform(100, randaugment=False, reduced_decode=reduced)(path, example_rng(0, 0, index))
-                       for reduced in (False, True))
+        exact, fast = (
+            TrainTransform(100, randaugment=False, reduced_decode=reduced)(path, example_rng(0, 0, index))
+            for reduced in (False, True)
+        )
         pairs.append((exact, fast, 10))
     for exact, fast, bound in pairs:
         assert 0.1 < np.abs(levels(exact) - levels(fast)).mean() < bound
@@ -242,6 +261,7 @@ def test_sources_of_any_mode(mode, tmp_path):
 
 
 # Randomness
+
 
 def test_the_same_generator_gives_the_same_example_and_no_other_source_is_used(jpeg):
     path, transform = jpeg(160, 120), TrainTransform(64)

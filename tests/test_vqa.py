@@ -12,8 +12,8 @@ from PIL import Image
 import utils.checkpoint
 import VQA
 from dataset.annotations import load_annotations
-from dataset.vqa_dataset import QuestionSet, VQATrainingSet, read_answer_list, tokenize_answers, weighted_answers
-from dataset.vqa_results import accuracy_figures, accuracy_table, check_results, write_results
+from dataset.vqa_dataset import VQAEvalDataset, VQATrainingSet, read_answer_list, tokenize_answers, weighted_answers
+from evaluation.vqa_results import accuracy_metrics, accuracy_table, check_results, write_results
 from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer
 from tests.processes import KILLED, DieAt, run, tail
 from tests.reference import load_json
@@ -43,6 +43,7 @@ def rows_of(world, name='vqa_train'):
 
 # ---- data ----
 
+
 def test_annotators_share_the_weight_and_visual_genome_has_a_half():
     row = {'dataset': 'vqa', 'answer': ['red', 'pink', 'red', 'red', 'rose', 'red', 'red', 'red', 'red', 'pink']}
     assert weighted_answers(row) == pytest.approx({'red': 0.7, 'pink': 0.2, 'rose': 0.1})
@@ -51,7 +52,9 @@ def test_annotators_share_the_weight_and_visual_genome_has_a_half():
 
 
 def test_a_training_batch(world, tmp_path, tokenizer):
-    """Questions cleaned, cut at 30 words and 25 tokens with [CLS]; answers whole and ended by one token; flat, with counts."""
+    """Questions cleaned, cut at 30 words and 25 tokens with [CLS]; answers whole and ended by one token; flat, with
+    counts.
+    """
     rows = rows_of(world)[:3]
     rows[0] |= {'question': 'What COLOR is the red-star, please?' + ' star' * 40}
     rows[1] |= {'dataset': 'vg', 'answer': 'dark green ' * 20}
@@ -64,8 +67,10 @@ def test_a_training_batch(world, tmp_path, tokenizer):
     assert len(question) == 25 and question[:7] == ['[CLS]', 'what', 'color', 'is', 'the', 'red', 'star']
     assert '[SEP]' not in question and ',' not in question
     counts = batch['k'].tolist()
-    assert counts == [len(set(rows[0]['answer'])), 1, 2] and batch['weights'].tolist()[-3:] == pytest.approx([0.5, 0.9, 0.1])
-    assert math.isclose(sum(batch['weights'].tolist()[:counts[0]]), 1, rel_tol=1e-6)
+    assert counts == [len(set(rows[0]['answer'])), 1, 2] and batch['weights'].tolist()[-3:] == pytest.approx(
+        [0.5, 0.9, 0.1]
+    )
+    assert math.isclose(sum(batch['weights'].tolist()[: counts[0]]), 1, rel_tol=1e-6)
     tokens = [tokenizer.convert_ids_to_tokens(ids[mask.bool()]) for ids, mask in zip(*batch['answer'], strict=True)]
     assert tokens[-2] == ['[CLS]', 'red', '[SEP]'] and tokens[-3] == ['[CLS]', *['dark', 'green'] * 20, '[SEP]']
 
@@ -81,11 +86,11 @@ def test_test_questions_are_not_cut_but_at_the_position_table(world, tmp_path, t
     rows = rows_of(world, 'vqa_test')[:2]
     rows[0]['question'] = 'star ' * 45
     config = settings(world, f'test_file={write_rows(tmp_path / "a.json", rows)}')
-    questions = QuestionSet(config, 'test', tokenizer)
+    questions = VQAEvalDataset(config, 'test', tokenizer)
     assert questions.collate([questions[0], questions[1]])['question'].input_ids.shape == (2, 46)
     rows[0]['question'] = 'zzzz ' * 60  # words of which the vocabulary has single letters only
     config = settings(world, f'test_file={write_rows(tmp_path / "b.json", rows)}')
-    questions = QuestionSet(config, 'test', tokenizer)
+    questions = VQAEvalDataset(config, 'test', tokenizer)
     for _ in range(2):
         assert questions.collate([questions[0], questions[1]])['question'].input_ids.shape == (2, 64)
     assert capsys.readouterr().out.count('longer than 64 tokens') == 1
@@ -119,14 +124,14 @@ def test_bad_rows_and_roots_are_named(world, tmp_path, tokenizer):
     rows[2]['question_id'] = rows[0]['question_id']
     config = settings(world, f'test_file={write_rows(tmp_path / "b.json", rows)}')
     with pytest.raises(ValueError, match=r'b\.json: row 2 has question_id .* as row 0 of .*b\.json'):
-        QuestionSet(config, 'test', tokenizer)
+        VQAEvalDataset(config, 'test', tokenizer)
     rows = rows_of(world, 'vqa_val')[:3]
     rows[1]['answer'] = 'red'
     config = settings(world, f'val_file={write_rows(tmp_path / "c.json", rows)}')
     with pytest.raises(ValueError, match=r'c\.json: row 1 has 1 answer\(s\).*ten times'):
-        QuestionSet(config, 'val', tokenizer).annotated_rows()
+        VQAEvalDataset(config, 'val', tokenizer).annotated_rows()
     with pytest.raises(FileNotFoundError, match='set vqa_root'):
-        QuestionSet(settings(world, 'vqa_root=/nowhere'), 'val', tokenizer)
+        VQAEvalDataset(settings(world, 'vqa_root=/nowhere'), 'val', tokenizer)
     rows = [row | {'dataset': 'vg', 'answer': 'red'} for row in rows_of(world)[:2]]
     file = write_rows(tmp_path / 'd.json', rows * 30)
     config = settings(world, 'vg_root=/nowhere', f'train_file=[{world}/vqa_train.json, {file}]')
@@ -138,26 +143,29 @@ def test_a_column_tells_which_rows_have_it(world, tmp_path):
     rows = rows_of(world)[:5]
     del rows[1]['answer'], rows[4]['answer']
     table = load_annotations([str(write_rows(tmp_path / 'a.json', rows)), str(world / 'vqa_test.json')], 'vqa')
-    assert table.holding('answer').tolist() == [True, False, True, True, False] + [False] * len(rows_of(world, 'vqa_test'))
+    assert table.holding('answer').tolist() == [True, False, True, True, False] + [False] * len(
+        rows_of(world, 'vqa_test')
+    )
 
 
 def test_unreadable_test_images_are_answered_blank_or_refused(world, tmp_path, tokenizer):
     rows = rows_of(world, 'vqa_test')[:3]
     rows[1]['image'] = 'images/none.jpg'
     file = write_rows(tmp_path / 'a.json', rows)
-    questions = QuestionSet(settings(world, f'test_file={file}'), 'test', tokenizer)
+    questions = VQAEvalDataset(settings(world, f'test_file={file}'), 'test', tokenizer)
     batch = questions.collate([questions[i] for i in range(3)])
     assert not batch['image'][1].any() and batch['image'][2].any()
     assert len(batch['notes']) == 1 and 'a.json, row 1' in batch['notes'][0] and 'none.jpg' in batch['notes'][0]
     with pytest.raises(ValueError, match=r'a\.json, row 1: .*none.jpg.*on_bad_image: skip'):
-        QuestionSet(settings(world, f'test_file={file}', 'on_bad_image=error'), 'test', tokenizer)[1]
+        VQAEvalDataset(settings(world, f'test_file={file}', 'on_bad_image=error'), 'test', tokenizer)[1]
 
 
 # ---- results ----
 
+
 def test_the_accuracy_is_the_official_one():
     reference = load_json('vqa_accuracy')
-    figures = accuracy_figures(reference['results'], reference['annotations'])
+    figures = accuracy_metrics(reference['results'], reference['annotations'])
     assert figures['overall'] == reference['accuracy']['overall']
     for part, name in (('answer_type', 'perAnswerType'), ('question_type', 'perQuestionType')):
         ours = {key.removeprefix(f'{part}_'): value for key, value in figures.items() if key.startswith(f'{part}_')}
@@ -167,20 +175,28 @@ def test_the_accuracy_is_the_official_one():
 def test_the_table_shows_the_most_frequent_answer(world):
     rows = rows_of(world, 'vqa_val')
     right = [{'question_id': row['question_id'], 'answer': max(row['answer'], key=row['answer'].count)} for row in rows]
-    figures, lines = accuracy_figures(right, rows), accuracy_table(right, rows)
+    figures, lines = accuracy_metrics(right, rows), accuracy_table(right, rows)
     assert figures['kind_colour'] > 95 and figures['overall'] > 95
     shown = {line[:12].strip(): line.split() for line in lines[1:]}
     assert shown.keys() == {'colour', 'shape', 'count', 'relation', 'yes/no', 'all'}
     colours = [row['answer'] for row in rows if row['kind'] == 'colour']
-    most = max(sum(max(answers, key=answers.count) == colour for answers in colours) for colour in read_answer_list(
-        world / 'answer_list.json'))
+    most = max(
+        sum(max(answers, key=answers.count) == colour for answers in colours)
+        for colour in read_answer_list(world / 'answer_list.json')
+    )
     assert float(shown['colour'][3]) == pytest.approx(100 * most / len(colours), abs=100 / len(colours))
 
 
-@pytest.mark.parametrize('results, fault', [
-    ([(1, 'a'), (2, 'b')], 'without an answer: [3]'), ([(1, 'a'), (2, 'b'), (3, 'c'), (2, 'b')], 'with several: [2]'),
-    ([(1, 'a'), (2, None), (3, 'c')], 'text `answer`'), ([(1, 'a'), (True, 'b'), (3, 'c')], '`question_id`'),
-    ([(1, 'a'), (3, 'b'), (2, 'c')], 'with several: []')])
+@pytest.mark.parametrize(
+    'results, fault',
+    [
+        ([(1, 'a'), (2, 'b')], 'without an answer: [3]'),
+        ([(1, 'a'), (2, 'b'), (3, 'c'), (2, 'b')], 'with several: [2]'),
+        ([(1, 'a'), (2, None), (3, 'c')], 'text `answer`'),
+        ([(1, 'a'), (True, 'b'), (3, 'c')], '`question_id`'),
+        ([(1, 'a'), (3, 'b'), (2, 'c')], 'with several: []'),
+    ],
+)
 def test_results_that_the_server_would_refuse(results, fault):
     with pytest.raises(ValueError, match='results: ') as error:
         check_results([{'question_id': question, 'answer': answer} for question, answer in results], [1, 2, 3])
@@ -193,6 +209,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     def fail(*_):
         raise OSError('no space left')
+
     monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError):
         write_results(path, [{'question_id': 1, 'answer': 'new'}])
@@ -200,6 +217,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 # ---- the script ----
+
 
 @pytest.fixture(scope='module')
 def trained(world, pretrained, tmp_path_factory):
@@ -217,19 +235,32 @@ def test_a_run_leaves_what_it_should(world, trained):
     log = read_log(trained)
     assert [record['epoch'] for record in log] == [0, 1]
     assert log[1]['train_loss'] < log[0]['train_loss']
-    assert {'train_lr', 'val_overall', 'val_answer_type_yes/no', 'val_question_type_how many',
-            'val_kind_colour'} <= log[0].keys()
+    assert {
+        'train_lr',
+        'val_overall',
+        'val_answer_type_yes/no',
+        'val_question_type_how many',
+        'val_kind_colour',
+    } <= log[0].keys()
     assert not any(key.startswith('test_') for key in log[1])
     names = {str(path.relative_to(trained)) for path in trained.rglob('*') if path.is_file()}
-    assert names == {'checkpoint_00.pth', 'checkpoint_01.pth', 'checkpoint_best.pth', 'config.yaml', 'log.txt',
-                     'result/vqa_val_result_epoch0.json', 'result/vqa_val_result_epoch1.json', 'result/vqa_result_epoch1.json'}
+    assert names == {
+        'checkpoint_00.pth',
+        'checkpoint_01.pth',
+        'checkpoint_best.pth',
+        'config.yaml',
+        'log.txt',
+        'result/vqa_val_result_epoch0.json',
+        'result/vqa_val_result_epoch1.json',
+        'result/vqa_result_epoch1.json',
+    }
     best = torch.load(trained / 'checkpoint_best.pth', weights_only=True)
     assert best['best'] == max(record['val_overall'] for record in log) == log[best['epoch']]['val_overall']
     results = json.loads((trained / 'result/vqa_result_epoch1.json').read_text())
     assert [row['question_id'] for row in results] == [row['question_id'] for row in rows_of(world, 'vqa_test')]
     assert {row['answer'] for row in results} <= set(read_answer_list(world / 'answer_list.json'))
     validated = json.loads((trained / 'result/vqa_val_result_epoch1.json').read_text())
-    assert accuracy_figures(validated, rows_of(world, 'vqa_val'))['overall'] == log[1]['val_overall']
+    assert accuracy_metrics(validated, rows_of(world, 'vqa_val'))['overall'] == log[1]['val_overall']
 
 
 def evaluate_argv(world, checkpoint, output, *more):
@@ -237,8 +268,9 @@ def evaluate_argv(world, checkpoint, output, *more):
 
 
 def test_evaluation_alone_at_any_number_of_processes(world, trained, tmp_path):
-    """The same answers and figures as in the run, whoever answers what; a test split with answers is scored as well. The
-    training files are not read."""
+    """The same answers and figures as in the run, whoever answers what; a test split with answers is scored as well.
+    The training files are not read.
+    """
     more = (f'test_file={world}/vqa_test_annotated.json', 'train_file=none.json')
     logs = []
     for processes in (1, 3):
@@ -263,7 +295,7 @@ def test_a_partly_annotated_test_file_is_scored_where_it_can_be(world, trained, 
     VQA.main(evaluate_argv(world, trained / 'checkpoint_01.pth', tmp_path / 'out', *more))
     results = json.loads((tmp_path / 'out/result/vqa_result_epoch1.json').read_text())
     assert len(results) == len(rows)
-    assert read_log(tmp_path / 'out')[0]['test_overall'] == accuracy_figures(results[:10], rows[:10])['overall']
+    assert read_log(tmp_path / 'out')[0]['test_overall'] == accuracy_metrics(results[:10], rows[:10])['overall']
 
 
 def test_nothing_to_evaluate_is_said(world, pretrained, trained, tmp_path):
@@ -294,8 +326,19 @@ def test_ask_with_nothing_but_the_checkpoint(world, trained, tmp_path, monkeypat
     image = str(world / rows_of(world, 'vqa_test')[0]['image'])
     Image.open(image).save(tmp_path / 'a.png')
     monkeypatch.chdir(tmp_path)
-    VQA.main(['--evaluate', '--checkpoint', checkpoint, '--image', 'a.png', '--question', 'What color is the circle?',
-              '--question', 'how many objects are there?'])
+    VQA.main(
+        [
+            '--evaluate',
+            '--checkpoint',
+            checkpoint,
+            '--image',
+            'a.png',
+            '--question',
+            'What color is the circle?',
+            '--question',
+            'how many objects are there?',
+        ]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'What color is the circle?' and lines[5] == 'how many objects are there?' and len(lines) == 10
     answers = read_answer_list(world / 'answer_list.json')
@@ -331,7 +374,7 @@ FAULTS = {  # one after another, each in a process of its own
     'while validating': DieAt(VQA, 'check_results', 1),
     'between checkpoint and log': DieAt(utils.checkpoint, 'write_log', 1),
     'in the second epoch': DieAt(torch.optim.AdamW, 'step', 12),
-    'after the last checkpoint': DieAt(utils.checkpoint, 'drop_superfluous', 1, after=True),
+    'after the last checkpoint': DieAt(utils.checkpoint, 'prune_checkpoints', 1, after=True),
 }
 
 
@@ -340,12 +383,16 @@ def test_killed_and_resumed_equals_uninterrupted(world, pretrained, trained, tmp
     for place, fault in FAULTS.items():
         assert run(VQA.main, argv, tmp_path / 'log', fault=fault) == [KILLED], (place, tail(tmp_path / 'log'))
     assert run(VQA.main, argv, tmp_path / 'log') == [0], tail(tmp_path / 'log')
-    ours, theirs = (torch.load(folder / 'checkpoint_01.pth', weights_only=True) for folder in (tmp_path / 'run', trained))
+    ours, theirs = (
+        torch.load(folder / 'checkpoint_01.pth', weights_only=True) for folder in (tmp_path / 'run', trained)
+    )
     assert [key for key in theirs['model'] if not torch.equal(ours['model'][key], theirs['model'][key])] == []
     for number, state in theirs['optimizer']['state'].items():
         assert all(torch.equal(ours['optimizer']['state'][number][name], value) for name, value in state.items())
     assert (tmp_path / 'run/log.txt').read_text() == (trained / 'log.txt').read_text()
-    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob('*')) for folder in (tmp_path / 'run', trained)]
+    names = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob('*')) for folder in (tmp_path / 'run', trained)
+    ]
     assert names[0] == names[1]
 
 

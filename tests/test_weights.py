@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models import create_model
-from models.checkpoint import load_bert, load_deit, load_pretrain, load_state, model_state, read_checkpoint
 from models.vit import create_vit, interpolate_pos_embed
+from models.weights import load_bert, load_deit, load_pretrain, load_state, model_state, read_checkpoint
 from models.xbert import BertConfig, create_bert
 from tests.helpers import reference_model, tensor
 from tests.reference import load_reference
@@ -28,7 +28,9 @@ def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp
     """Momentum copies and 65,536-wide queues stay in the file, and the report says so; positions are resized."""
     model, reference = reference_model('pretrain', 'pretrain', tiny_tokenizer)
     state = model.state_dict()
-    albef = state | {key.replace('encoder.', 'encoder_m.', 1): value for key, value in state.items() if 'encoder.' in key}
+    albef = state | {
+        key.replace('encoder.', 'encoder_m.', 1): value for key, value in state.items() if 'encoder.' in key
+    }
     albef |= {'image_queue': torch.zeros(16, 65536), 'text_queue': torch.zeros(16, 65536), 'queue_ptr': torch.zeros(1)}
     del albef['text_encoder.bert.embeddings.position_ids']  # as newer libraries save
     torch.save({'model': albef, 'epoch': 29}, tmp_path / 'albef.pth')
@@ -40,11 +42,17 @@ def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp
     assert all(torch.equal(loaded[key], state[key]) for key in state if key != 'visual_encoder.pos_embed')
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda state: state.pop('itm_head.weight'), 'f.pth does not fit this model: it lacks itm_head.weight'),
-    (lambda state: state.update({'cls_head.0.weight': torch.zeros(2)}), 'nothing here takes its cls_head.0.weight'),
-    (lambda state: state.update({'vision_proj.weight': torch.zeros(3, 4)}), r'it has vision_proj.weight \(3, 4\) instead of'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda state: state.pop('itm_head.weight'), 'f.pth does not fit this model: it lacks itm_head.weight'),
+        (lambda state: state.update({'cls_head.0.weight': torch.zeros(2)}), 'nothing here takes its cls_head.0.weight'),
+        (
+            lambda state: state.update({'vision_proj.weight': torch.zeros(3, 4)}),
+            r'it has vision_proj.weight \(3, 4\) instead of',
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_its_keys(tiny_tokenizer, change, message):
     model, _ = reference_model('pretrain', 'pretrain', tiny_tokenizer)
     state = dict(model.state_dict())
@@ -54,8 +62,10 @@ def test_what_does_not_fit_is_refused_with_its_keys(tiny_tokenizer, change, mess
 
 
 def test_what_official_files_hold_besides_weights_is_read(tmp_path):
-    torch.save({'model': {'w': torch.ones(2)}, 'lr_scheduler': {'rate': np.float64(0.1)}, 'args': argparse.Namespace(seed=1)},
-               tmp_path / 'official.pth')
+    torch.save(
+        {'model': {'w': torch.ones(2)}, 'lr_scheduler': {'rate': np.float64(0.1)}, 'args': argparse.Namespace(seed=1)},
+        tmp_path / 'official.pth',
+    )
     assert read_checkpoint(tmp_path / 'official.pth')['lr_scheduler'] == {'rate': 0.1}
 
 
@@ -74,18 +84,41 @@ def bert_folder(tmp_path_factory):
     """A folder with a small random BERT as Hugging Face saves it: two layers, no head."""
     from transformers import BertConfig as TheirConfig
     from transformers import BertModel
+
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('bert')
-    BertModel(TheirConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                          max_position_embeddings=16, initializer_range=0.2)).save_pretrained(folder)
+    BertModel(
+        TheirConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=16,
+            initializer_range=0.2,
+        )
+    ).save_pretrained(folder)
     return folder
 
 
 def test_text_layers_equal_transformers_own(bert_folder):
-    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is reported."""
+    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is "
+    "reported."""
     from transformers import BertModel
-    ours = create_bert(BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-                                  intermediate_size=64, max_position_embeddings=16, fusion_layer=2, encoder_width=8), head=True)
+
+    ours = create_bert(
+        BertConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=16,
+            fusion_layer=2,
+            encoder_width=8,
+        ),
+        head=True,
+    )
     report = load_bert(ours, str(bert_folder))
     assert any('crossattention' in key for key in report.new) and any(key.startswith('cls.') for key in report.new)
     assert 'layers taken: 2 of 3' in str(report)
@@ -99,8 +132,18 @@ def test_text_layers_equal_transformers_own(bert_folder):
 
 
 def test_bert_of_another_width_is_refused(bert_folder):
-    other = create_bert(BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-                                   intermediate_size=64, max_position_embeddings=16, fusion_layer=1, encoder_width=8))
+    other = create_bert(
+        BertConfig(
+            vocab_size=60,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=16,
+            fusion_layer=1,
+            encoder_width=8,
+        )
+    )
     with pytest.raises(ValueError, match='embeddings.word_embeddings.weight .* instead of'):
         load_bert(other, str(bert_folder))
 
@@ -125,6 +168,7 @@ def test_deit_without_a_network_says_what_to_do(monkeypatch):
 
     def offline(*args, **kwargs):
         raise OSError('no network')
+
     monkeypatch.setattr(timm, 'create_model', offline)
     with pytest.raises(FileNotFoundError, match='init_deit=PATH'):
         load_deit(None, True, VIT_B_16)

@@ -1,1 +1,1 @@
-"""Plumbing that the five scripts share: arguments, configuration, processes, seeds, log, checkpoints."""
+"""Plumbing that the scripts share: arguments, configuration, processes, seeds, log, checkpoints, errors."""

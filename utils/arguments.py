@@ -1,14 +1,40 @@
 """The command lines of the five scripts: the official flags, and those that every script shares."""
 
 import argparse
+import os
+import sys
+from typing import NoReturn
 
-CONFIGS = {'pretrain': 'Pretrain', 'retrieval': 'Retrieval_flickr', 'nlvr_pretrain': 'NLVR_pretrain', 'nlvr': 'NLVR',
-           'vqa': 'VQA'}
-OUTPUTS = {'pretrain': 'Pretrain/', 'retrieval': 'output/Retrieval_flickr', 'nlvr_pretrain': 'output/NLVR_pretrain',
-           'nlvr': 'output/NLVR', 'vqa': 'output/vqa'}
+CONFIGS = {
+    'pretrain': 'Pretrain',
+    'retrieval': 'Retrieval_flickr',
+    'nlvr_pretrain': 'NLVR_pretrain',
+    'nlvr': 'NLVR',
+    'vqa': 'VQA',
+}
+OUTPUTS = {
+    'pretrain': 'Pretrain/',
+    'retrieval': 'output/Retrieval_flickr',
+    'nlvr_pretrain': 'output/NLVR_pretrain',
+    'nlvr': 'output/NLVR',
+    'vqa': 'output/vqa',
+}
 
 
-def boolean(word):
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, `error: ...`, with exit code 2; every parser takes `--debug`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get('RANK', '0') == '0':  # several processes read the same command line
+            print(f'error: {message}; --help lists the arguments', file=sys.stderr)
+        sys.exit(2)
+
+
+def boolean(word: str) -> bool:
     """A flag's value: true/false, yes/no, 1/0, in any case."""
     lower = word.lower()
     if lower in ('true', 'yes', '1'):
@@ -18,28 +44,40 @@ def boolean(word):
     raise argparse.ArgumentTypeError(f'{word!r} is neither true nor false')
 
 
-def add_flag(parser, name, default, help):
-    """A boolean flag that works bare (true) and with a value."""
+def add_flag(parser: argparse.ArgumentParser, name: str, default: bool, help: str) -> None:
+    """Add a boolean flag that works bare (true) and with a value."""
     parser.add_argument(name, nargs='?', const=True, default=default, type=boolean, metavar='true|false', help=help)
 
 
-def create_parser(task, description):
+def create_parser(task: str, description: str) -> Parser:
     """The parser of one task's script with all flags that every script takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--config', default=f'./configs/{CONFIGS[task]}.yaml', help='the YAML configuration')
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
-                        help='set a key of the configuration, also of a section: optimizer.lr=1e-5; may be repeated')
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='set a key of the configuration, also in a section: optimizer.lr=1e-5; may be repeated',
+    )
     parser.add_argument('--checkpoint', default='', help='weights to start from')
-    parser.add_argument('--output_dir', default=OUTPUTS[task], help='where checkpoints, log.txt and results go')
-    add_flag(parser, '--resume', False,
-             'go on from the newest complete checkpoint in output_dir; where there is none, as without')
+    parser.add_argument('--output_dir', default=OUTPUTS[task], help='folder for checkpoints, log.txt and results')
+    add_flag(
+        parser,
+        '--resume',
+        False,
+        'continue from the newest complete checkpoint in output_dir; if there is none, start as without this flag',
+    )
     add_flag(parser, '--evaluate', False, 'evaluate and stop, without training')
-    parser.add_argument('--text_encoder', default='bert-base-uncased',
-                        help='a hub name, or a folder with tokenizer files and, perhaps, BERT weights')
-    parser.add_argument('--device', default='cuda', help='cuda (the CPU where there is no GPU) or cpu')
+    parser.add_argument(
+        '--text_encoder',
+        default='bert-base-uncased',
+        help='a hub name, or a folder with tokenizer files and optionally BERT weights',
+    )
+    parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
     parser.add_argument('--seed', type=int, default=42 if task == 'pretrain' else 0, help='each process adds its rank')
-    add_flag(parser, '--distributed', True, 'take part in the group that a launcher started')
-    parser.add_argument('--world_size', type=int, default=1, help='read from the launcher; kept for old command lines')
+    add_flag(parser, '--distributed', True, 'join the process group that a launcher started')
+    parser.add_argument('--world_size', type=int, default=1, help='ignored: the launcher sets it')
     parser.add_argument('--dist_url', default='env://', help='where the processes meet')
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)  # launchers without --use_env
     return parser

@@ -1,83 +1,112 @@
-"""One process or many: every helper does nothing special without a process group."""
+"""One process or many: without a process group every helper acts for a single process."""
 
+import argparse
 import datetime
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from utils.errors import InputError
 
-def init(args):
+T = TypeVar('T')
+TIMEOUT = datetime.timedelta(hours=2)
+_store: dist.Store | None = None  # shared by the processes of the group, also after one of them failed
+
+
+def init(args: argparse.Namespace) -> torch.device:
     """Join the process group that a launcher announces in the environment, and choose this process's device.
 
-    Without a launcher (WORLD_SIZE absent or 1) there is no group. Collectives on the CPU go through gloo, those on CUDA
-    tensors through NCCL. Returns the torch.device; `--device cuda` falls back to the CPU where there is no GPU.
+    Without a launcher (WORLD_SIZE absent or 1) there is no group. Collectives use gloo for tensors on the CPU and NCCL
+    for CUDA tensors. `--device cuda` means the CPU if there is no GPU.
     """
+    global _store
     device = choose_device(args.device)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         if not args.distributed:
-            raise ValueError('--distributed false, but a launcher started several processes; start one, or drop the flag')
+            raise InputError(
+                '--distributed false, but a launcher started several processes; start one, or drop the flag'
+            )
         backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
-        dist.init_process_group(backend, init_method=args.dist_url, timeout=datetime.timedelta(hours=2))
+        _store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=TIMEOUT))
+        dist.init_process_group(backend, store=_store, rank=own_rank, world_size=processes, timeout=TIMEOUT)
     return device
 
 
-def choose_device(name):
+def claim_failure() -> bool:
+    """Whether this is the first process of the group that fails, and therefore the one to print its error."""
+    if _store is None:
+        return os.environ.get('RANK', '0') == '0'
+    try:
+        return _store.add('failures', 1) == 1
+    except RuntimeError:  # the process that hosts the store ended, so it failed first
+        return False
+
+
+def choose_device(name: str) -> torch.device:
     """torch.device by the name of `--device`; among several GPUs the one of LOCAL_RANK."""
     if name.split(':')[0] == 'cuda' and not torch.cuda.is_available():
         return torch.device('cpu')
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f'--device {name}: there is no such device; give cuda or cpu') from None
     if device.type == 'cuda' and device.index is None:
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         if device.index >= torch.cuda.device_count():
-            raise ValueError(f'process {device.index} of this machine finds only {torch.cuda.device_count()} GPU(s); start '
-                             'at most one process a GPU (--nproc_per_node)')
+            raise InputError(
+                f'process {device.index} of this machine finds only {torch.cuda.device_count()} GPU(s); start at most '
+                'one process per GPU (--nproc_per_node)'
+            )
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
 
 
-def is_initialized():
+def is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def rank():
+def rank() -> int:
     return dist.get_rank() if is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
-def is_main():
+def is_main() -> bool:
     return rank() == 0
 
 
-def close():
+def close() -> None:
+    """Leave the process group."""
     if is_initialized():
         dist.destroy_process_group()
 
 
-def barrier():
+def barrier() -> None:
     if is_initialized():
         dist.barrier()
 
 
-def all_reduce_sum(tensor):
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, in place; returns the tensor."""
     if is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def broadcast(tensor):
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     """Rank 0's values on every rank, in place; returns the tensor."""
     if is_initialized():
         dist.broadcast(tensor, 0)
     return tensor
 
 
-def all_gather_tensors(tensor):
+def all_gather_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Every rank's tensor, in rank order; the first dimensions may differ, dtype and the other dimensions may not."""
     if not is_initialized():
         return [tensor]
@@ -85,14 +114,15 @@ def all_gather_tensors(tensor):
     dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
     sizes = torch.cat(sizes).tolist()
     padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
-    padded[:len(tensor)] = tensor
+    padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
-def gather_objects(value):
-    """Every rank's value, in rank order, on rank 0; None elsewhere. Values are pickled: keep their tensors on the CPU."""
+def gather_objects(value: T) -> list[T] | None:
+    """Every rank's value, in rank order, on rank 0; None elsewhere. Values are pickled: keep their tensors on the "
+    "CPU."""
     if not is_initialized():
         return [value]
     values = [None] * world_size() if is_main() else None
@@ -100,7 +130,7 @@ def gather_objects(value):
     return values
 
 
-def broadcast_object(value):
+def broadcast_object(value: T) -> T:
     """Rank 0's value on every rank."""
     if not is_initialized():
         return value
@@ -109,8 +139,10 @@ def broadcast_object(value):
     return values[0]
 
 
-def main_first(function):
-    """Run a function on rank 0; its result, or its error, reaches every rank. For reading and deciding, not for heavy data."""
+def main_first(function: Callable[[], T]) -> T:
+    """Run a function on rank 0 and return its result, or raise its error, on every rank. For decisions, not for heavy
+    data.
+    """
     if not is_initialized():
         return function()
     result = error = None

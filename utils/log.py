@@ -1,4 +1,4 @@
-"""What a run says: lines and a progress bar for people, log.txt for programs."""
+"""What a run reports: lines and a progress bar for people, log.txt for programs."""
 
 import json
 import math
@@ -6,131 +6,158 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import InputError
+from utils.files import atomic_write
 
 
-def say(*words):
-    """Print on rank 0, above a progress bar where one is shown."""
+def print_rank0(*words: object) -> None:
+    """Print on rank 0, above the progress bar if one is shown."""
     if distributed.is_main():
         tqdm.write(' '.join(str(word) for word in words))
         sys.stdout.flush()
 
 
-def memory_used(device):
-    """Peak memory in words: of the GPU where there is one, else of the process."""
+def print_gathered(lines: list[str]) -> None:
+    """Print the lines of every rank on rank 0, in rank order (a collective)."""
+    for line in sum(distributed.gather_objects(lines) or [], []):
+        print_rank0(line)
+
+
+def memory_used(device: torch.device) -> str:
+    """Peak memory as a string: the GPU's on a GPU, else the process's."""
     if device.type == 'cuda':
         return f'{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GB gpu'
     return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB'
 
 
 class Averages:
-    """Means over the steps of an epoch, summed on the device in float64: nothing waits for it until it is read."""
+    """Means over the steps of an epoch, summed on the device in float64; only reading them waits for the device."""
 
-    def __init__(self, names, device):
+    def __init__(self, names: Iterable[str], device: torch.device):
         self.names = tuple(names)
         self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)
         self.seen = self.sums.clone()
 
-    def update(self, **values):
+    def update(self, **values: Tensor | float) -> None:
         """Add one step's values, tensors without dimensions or numbers, one for each name."""
-        row = [torch.as_tensor(values[name], dtype=torch.float64, device=self.sums.device).detach() for name in self.names]
+        row = [
+            torch.as_tensor(values[name], dtype=torch.float64, device=self.sums.device).detach() for name in self.names
+        ]
         self.sums += torch.stack(row + [torch.ones_like(row[0])])
 
-    def recent(self):
-        """Means since the last call of this rank, as a dict. ValueError where one is not finite: the run has diverged."""
+    def recent(self) -> dict[str, float]:
+        """Means since the last call on this rank. InputError if one is not finite: the run has diverged."""
         since, self.seen = self.sums - self.seen, self.sums.clone()
         return self._means(since)
 
-    def epoch(self):
-        """Means over the epoch and all ranks (a collective), as a dict."""
+    def epoch(self) -> dict[str, float]:
+        """Means over the epoch and all ranks (a collective)."""
         return self._means(distributed.all_reduce_sum(self.sums.clone()))
 
-    def _means(self, sums):
+    def _means(self, sums: Tensor) -> dict[str, float]:
         *sums, steps = sums.tolist()
         means = {name: value / max(steps, 1) for name, value in zip(self.names, sums, strict=True)}
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
-            raise ValueError(f'{", ".join(broken)} is no longer finite: the training diverged. The checkpoints of before are '
-                             'intact; go on from one with a lower optimizer.lr, with clip_grad_norm, or with precision: fp32')
+            raise InputError(
+                f'{", ".join(broken)} is no longer finite: the training diverged. Earlier checkpoints are intact; '
+                'continue from one with a lower optimizer.lr, with clip_grad_norm, or with precision: fp32'
+            )
         return means
 
-    def reset(self):
+    def reset(self) -> None:
         self.sums.zero_()
         self.seen.zero_()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Tensor]:
         return {'sums': self.sums.cpu(), 'seen': self.seen.cpu()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.sums.copy_(state['sums'])
         self.seen.copy_(state['seen'])
 
 
 class Progress:
-    """A bar on a terminal, a line every `every` steps elsewhere; silent on ranks other than 0.
+    """A bar on a terminal, elsewhere a line every `every` steps; only rank 0 shows it.
 
-    title: such as 'epoch 3'; total: steps; start: steps done before; unit_size: items a step over all ranks, named `unit`.
+    title: such as 'epoch 3'. total: steps. start: steps done before. unit_size: items per step over all ranks, called
+    `unit`.
     """
 
-    def __init__(self, title, total, start=0, every=50, unit_size=1, unit='pairs', device=None):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        start: int = 0,
+        every: int = 50,
+        unit_size: int = 1,
+        unit: str = 'pairs',
+        device: torch.device | None = None,
+    ):
         self.title, self.total, self.every = title, total, every
         self.unit_size, self.unit, self.device = unit_size, unit, device or torch.device('cpu')
-        self.start, self.done, self.began = start, start, time.perf_counter()
+        self.start, self.done, self.started = start, start, time.perf_counter()
         self.bar = None
         if distributed.is_main() and sys.stdout.isatty():
             self.bar = tqdm(total=total, initial=start, desc=title, file=sys.stdout, dynamic_ncols=True, leave=False)
 
-    def due(self, step):
-        """Whether step (from 0) is one to report after: every `every` steps and the last."""
+    def due(self, step: int) -> bool:
+        """Whether to report after a step (from 0): every `every` steps and after the last."""
         return (step + 1) % self.every == 0 or step + 1 == self.total
 
-    def report(self, step, **values):
-        """Show the values after a step (from 0); numbers in full precision where they are learning rates."""
+    def report(self, step: int, **values: float) -> None:
+        """Show values after a step (from 0); learning rates in full precision."""
         self.done = step + 1
         if not distributed.is_main():
             return
-        words = '  '.join(f'{name} {value!r}' if name == 'lr' else f'{name} {value:.4f}' for name, value in values.items())
+        words = '  '.join(
+            f'{name} {value!r}' if name == 'lr' else f'{name} {value:.4f}' for name, value in values.items()
+        )
         if self.bar is not None:
             self.bar.set_postfix_str(words, refresh=False)
             self.bar.update(self.done - self.bar.n)
             return
-        rate = (self.done - self.start) / max(time.perf_counter() - self.began, 1e-9)
-        left = time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))
-        say(f'{self.title} [{self.done}/{self.total}]  {words}  {rate * self.unit_size:.1f} {self.unit}/s  left {left}  '
-            f'{memory_used(self.device)}')
+        rate = (self.done - self.start) / max(time.perf_counter() - self.started, 1e-9)
+        remaining = time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))
+        print_rank0(
+            f'{self.title} [{self.done}/{self.total}]  {words}  {rate * self.unit_size:.1f} {self.unit}/s  '
+            f'remaining {remaining}  {memory_used(self.device)}'
+        )
 
-    def close(self):
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def start_log(folder):
-    """A fresh run's log.txt: that of an earlier run in the folder is kept beside it under a number (rank 0)."""
+def start_log(folder: str) -> None:
+    """Begin the log.txt of a new run: that of an earlier run in the folder is renamed to log.N.txt (rank 0)."""
     path = Path(folder, 'log.txt')
     if distributed.is_main() and path.exists() and path.stat().st_size:
         number = 1
-        while (kept := Path(folder, f'log.{number}.txt')).exists():
+        while (numbered := Path(folder, f'log.{number}.txt')).exists():
             number += 1
-        os.replace(path, kept)
-        say(f'{path} of an earlier run is kept as {kept.name}')
+        os.replace(path, numbered)
+        print_rank0(f'{path} of an earlier run was renamed to {numbered.name}')
 
 
-def write_log(folder, records):
-    """Write log.txt anew, one JSON object a record, beside its place first (rank 0)."""
+def write_log(folder: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write log.txt as a whole, one JSON object per record (rank 0)."""
     if distributed.is_main():
-        path = Path(folder, 'log.txt')
-        temporary = path.with_suffix('.txt.tmp')
-        temporary.write_text(''.join(json.dumps(record) + '\n' for record in records))
-        os.replace(temporary, path)
+        with atomic_write(Path(folder, 'log.txt')) as file:
+            file.writelines(json.dumps(record) + '\n' for record in records)
 
 
-def append_log(folder, record):
-    """Add one record to log.txt, for runs without checkpoints such as --evaluate (rank 0)."""
+def append_log(folder: str, record: Mapping[str, Any]) -> None:
+    """Append one record to log.txt, for runs without checkpoints such as --evaluate (rank 0)."""
     if distributed.is_main():
-        with open(Path(folder, 'log.txt'), 'a') as file:
+        with open(Path(folder, 'log.txt'), 'a', encoding='utf-8') as file:
             file.write(json.dumps(record) + '\n')

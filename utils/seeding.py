@@ -1,6 +1,8 @@
-"""Random generators: seeding all of them, and keeping and restoring their states exactly."""
+"""Random generators: seed all of them, save and restore their states exactly."""
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ import torch
 from utils import distributed
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seed torch, NumPy and Python with seed + rank, as officially."""
     seed = seed + distributed.rank()
     random.seed(seed)
@@ -16,7 +18,7 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def rng_state():
+def rng_state() -> dict[str, Any]:
     """The state of every default generator of this process, as tensors and plain values."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -28,8 +30,8 @@ def rng_state():
     }
 
 
-def set_rng_state(state):
-    """Put back what `rng_state` returned."""
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'])

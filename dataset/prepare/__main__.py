@@ -1,4 +1,5 @@
 """python -m dataset.prepare COMMAND: annotation files from what each data set is released with; see docs/data.md."""
+
 import argparse
 import sys
 

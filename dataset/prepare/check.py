@@ -1,38 +1,51 @@
 """Open every image and read every caption of an annotation file; write what is sound, and a report of the rest."""
+
 import argparse
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 
+from dataset.annotations.json_reader import short
+from dataset.annotations.schema import BadRow, clean_row
 from dataset.prepare.common import Summary, clean_caption, progress, stream_json, write_json, write_rows
 from dataset.prepare.findings import TRUNCATED, Repeats, Verdict, most_repeated, same_bytes
 from dataset.prepare.folder import is_utf8
-from dataset.rows import BadRow, clean_row, short
+from utils.errors import InputError
 
 TEXT_FIELDS = {'nlvr': 'sentence', 'vqa': 'question'}  # else: caption
 
 
 def add_check(commands) -> None:
     parser = commands.add_parser(
-        'check', help='open every image, read every caption, write what is sound and a report',
+        'check',
+        help='open every image, read every caption, write what is sound and a report',
         description='Writes a clean annotation file, and beside it G.report.json, which names each dropped row and the '
-                    'reason. Interrupted, it goes on where it was when the same command is given again; delete '
-                    'G.progress.jsonl to start anew.')
+        'reason. Interrupted, it goes on where it was when the same command is given again; delete '
+        'G.progress.jsonl to start anew.',
+    )
     parser.add_argument('file', metavar='F.json', help='annotation file of any task')
     parser.add_argument('--image-root', default='', metavar='R', help='joined to relative paths, as in training')
     parser.add_argument('--vg-root', metavar='R', help='the same for Visual Genome rows of VQA (default: --image-root)')
     parser.add_argument('--out', required=True, metavar='G.json', help='clean file to write')
-    parser.add_argument('--rebase', action='append', default=[], metavar='OLD=NEW',
-                        help='write NEW where a path starts with OLD; may be repeated, the first that fits is taken')
-    parser.add_argument('--keep-truncated', action='store_true',
-                        help='keep images that end early, as the official training does (the rest of them is grey)')
+    parser.add_argument(
+        '--rebase',
+        action='append',
+        default=[],
+        metavar='OLD=NEW',
+        help='write NEW where a path starts with OLD; may be repeated, the first that fits is taken',
+    )
+    parser.add_argument(
+        '--keep-truncated',
+        action='store_true',
+        help='keep images that end early, as the official training does (the rest of them is grey)',
+    )
     parser.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N', help='default: one a core')
     parser.set_defaults(run=run_check)
 
 
 def run_check(args: argparse.Namespace) -> Summary:
     if os.path.realpath(args.file) == os.path.realpath(args.out):
-        raise ValueError('--out must be another file than the one that is checked')
+        raise InputError('--out must be another file than the one that is checked')
     summary, rebase = Summary(f'Check of {args.file}'), Rebase(args.rebase)
     vg_root = args.image_root if args.vg_root is None else args.vg_root
     base = args.out.removesuffix('.json')
@@ -46,7 +59,7 @@ def run_check(args: argparse.Namespace) -> Summary:
 
     kind, paths = survey(rebased_rows(), located)
     if kind is None:
-        raise ValueError(f'{args.file} holds no JSON object at all: it is no annotation file')
+        raise InputError(f'{args.file} holds no JSON object at all: it is no annotation file')
     rebase.refuse_unused()
     verdicts = examine_resumably(paths, f'{base}.progress.jsonl', max(1, args.workers))
     count_images(verdicts, args.keep_truncated, summary)
@@ -58,11 +71,21 @@ def run_check(args: argparse.Namespace) -> Summary:
     finally:  # also where nothing is left
         repeats.count['image with the same bytes as another'] = same_bytes(verdicts)
         summary.noted.update(repeats.count)
-        write_json(f'{base}.report.json', {
-            'input': args.file, 'output': args.out, 'kind': kind, 'read': summary.read, 'dropped': summary.dropped,
-            'changed': summary.changed, 'noted': summary.noted, 'duplicates': repeats.count,
-            'most repeated images': most_repeated(verdicts), 'dropped rows': bad_rows,
-        })
+        write_json(
+            f'{base}.report.json',
+            {
+                'input': args.file,
+                'output': args.out,
+                'kind': kind,
+                'read': summary.read,
+                'dropped': summary.dropped,
+                'changed': summary.changed,
+                'noted': summary.noted,
+                'duplicates': repeats.count,
+                'most repeated images': most_repeated(verdicts),
+                'dropped rows': bad_rows,
+            },
+        )
     os.remove(f'{base}.progress.jsonl')
     summary.written.append(f'{base}.report.json: {len(bad_rows):,} dropped rows, each with its reason')
     return summary
@@ -73,7 +96,7 @@ class Rebase:
 
     def __init__(self, rules: list[str]):
         if any('=' not in rule for rule in rules):
-            raise ValueError(f'--rebase {" ".join(rules)} must be OLD=NEW')
+            raise InputError(f'--rebase {" ".join(rules)} must be OLD=NEW')
         self.rules = [tuple(rule.split('=', 1)) for rule in rules]
         self.unused = {old for old, _ in self.rules}
 
@@ -81,7 +104,7 @@ class Rebase:
         for old, new in self.rules:
             if isinstance(path, str) and path.startswith(old):
                 self.unused.discard(old)
-                return new + path[len(old):]
+                return new + path[len(old) :]
         return path
 
     def row(self, row: object) -> object:
@@ -96,7 +119,7 @@ class Rebase:
 
     def refuse_unused(self) -> None:
         for old in self.unused:
-            raise ValueError(f'--rebase {old}=...: no path starts with {old}')
+            raise InputError(f'--rebase {old}=...: no path starts with {old}')
 
 
 def survey(rows: Iterable, located: Callable[[dict], list[str]]) -> tuple[str | None, list[str]]:
@@ -151,7 +174,12 @@ def read_journal(path: str) -> Iterator[Verdict]:
 
 
 def sound_rows(
-    rows: Iterable, kind: str, located: Callable, verdicts: dict[str, Verdict], keep_truncated: bool, bad_rows: list,
+    rows: Iterable,
+    kind: str,
+    located: Callable,
+    verdicts: dict[str, Verdict],
+    keep_truncated: bool,
+    bad_rows: list,
     summary: Summary,
 ) -> Iterator[dict]:
     """The rows that training can use, their captions cleaned; the others go to `bad_rows`, each with the reason."""

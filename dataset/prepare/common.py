@@ -1,7 +1,7 @@
 """What all subcommands share: reading releases, cleaning captions, writing rows, and the summary at the end."""
+
 import argparse
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -10,7 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.rows import open_annotations, read_rows
+from dataset.annotations.json_reader import open_annotations, read_rows
+from utils.errors import InputError
+from utils.files import atomic_write
 
 MAX_WORDS = 200  # training reads the first 30; the rest of a page taken for a caption only costs memory
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
@@ -53,11 +55,11 @@ def load_json(path: str) -> Any:
         try:
             return json.loads(handle.readall().decode('utf-8-sig'))
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f'{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}): download it again'
             ) from None
         except UnicodeDecodeError as error:
-            raise ValueError(f'{path} is not UTF-8 text ({error.reason}): download it again') from None
+            raise InputError(f'{path} is not UTF-8 text ({error.reason}): download it again') from None
 
 
 def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:
@@ -69,7 +71,7 @@ def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:
 def need(mapping: Any, key: str, path: str, what: str) -> Any:
     """`mapping[key]`, or a ValueError that says which file lacks it."""
     if not isinstance(mapping, dict) or key not in mapping:
-        raise ValueError(f"{path} has no '{key}' where {what} has one: name the file that the release ships")
+        raise InputError(f"{path} has no '{key}' where {what} has one: name the file that the release ships")
     return mapping[key]
 
 
@@ -110,35 +112,25 @@ def caption_rows(images: Iterable[tuple[str, list]], per_image: bool, summary: S
 
 
 def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
-    """Write rows as a JSON list, one a line, and move it to `path` when it is whole. None at all is a ValueError."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
+    """Write rows as a JSON list, one per line, atomically. InputError if there is none."""
     count, texts, images = 0, 0, set()
-    try:
-        with open(temporary, 'w', encoding='utf-8') as out:
-            for row in rows:
-                out.write(f'{"," if count else "["}\n{json.dumps(row)}')
-                count += 1
-                texts += len(row['caption']) if isinstance(row.get('caption'), list) else 1
-                images.update(row['images'] if 'images' in row else [row['image']])
-            out.write('\n]\n')
+    with atomic_write(path, unique=True) as out:
+        for row in rows:
+            out.write(f'{"," if count else "["}\n{json.dumps(row)}')
+            count += 1
+            texts += len(row['caption']) if isinstance(row.get('caption'), list) else 1
+            images.update(row['images'] if 'images' in row else [row['image']])
+        out.write('\n]\n')
         if not count:
             summary.print()
-            raise ValueError(f'no row is left to write to {path}: see what was dropped or excluded')
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+            raise InputError(f'no row is left to write to {path}: see what was dropped or excluded')
     summary.written.append(f'{path}: {count:,} rows, {texts:,} texts, {len(images):,} images')
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write beside the place, then move there."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as out:
+    """Write a JSON file atomically."""
+    with atomic_write(path, unique=True) as out:
         json.dump(value, out, indent=1)
-    os.replace(temporary, path)
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -148,15 +140,27 @@ def join(prefix: str, *parts: str) -> str:
 
 def add_common(parser: argparse.ArgumentParser, out: str, exclude: bool = True) -> None:
     parser.add_argument('--out', required=True, metavar=out.split()[0], help=out)
-    parser.add_argument('--image-prefix', default='', metavar='DIR',
-                        help='put before each path, so that releases side by side share one image_root (such as coco)')
+    parser.add_argument(
+        '--image-prefix',
+        default='',
+        metavar='DIR',
+        help='put before each path, so that releases side by side share one image_root (such as coco)',
+    )
     if exclude:
-        parser.add_argument('--exclude', nargs='+', default=[], metavar='FILE',
-                            help='leave out the images these files name: annotation files, Karpathy JSON (its val and '
-                                 'test images), COCO JSON, or text files with an image, COCO id or Flickr id a line')
+        parser.add_argument(
+            '--exclude',
+            nargs='+',
+            default=[],
+            metavar='FILE',
+            help='leave out the images these files name: annotation files, Karpathy JSON (its val and '
+            'test images), COCO JSON, or text files with an image, COCO id or Flickr id a line',
+        )
 
 
 def add_per_image(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--one-row-per-image', action='store_true',
-                        help='all captions of an image in one row, one of which is drawn at each visit '
-                             '(default: a row for each caption)')
+    parser.add_argument(
+        '--one-row-per-image',
+        action='store_true',
+        help='all captions of an image in one row, one of which is drawn at each visit '
+        '(default: a row for each caption)',
+    )

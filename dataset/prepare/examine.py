@@ -1,4 +1,5 @@
 """Look at many image files in several processes, whatever is in them."""
+
 import hashlib
 import multiprocessing
 import signal

@@ -3,11 +3,13 @@
 Half of Visual Genome is COCO, and COCO, SBU and Flickr30k all come from Flickr: a test image of one is often a
 training image of another, under another name.
 """
+
 import os
 import re
 from collections.abc import Iterator
 
 from dataset.prepare.common import load_json, stream_json
+from utils.errors import InputError
 
 COCO_NAME = re.compile(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})')
 FLICKR_URL = re.compile(r'flickr\.com/(?:\w+/)*(\d+)_[0-9a-f]+')
@@ -22,7 +24,7 @@ class Exclusions:
         for file in files:
             entries = {key for entry in _entries(file) for key in _keys_of_entry(str(entry))}
             if not entries:
-                raise ValueError(f'--exclude {file} names no image: give a list of images or an annotation file')
+                raise InputError(f'--exclude {file} names no image: give a list of images or an annotation file')
             self.keys |= entries
 
     def names(self, path: str, coco_id: int | str | None = None, flickr_id: int | str | None = None) -> bool:

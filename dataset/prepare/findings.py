@@ -1,4 +1,5 @@
 """What `check` finds out: a verdict on each image, and how often images and captions come again."""
+
 from collections import Counter
 from typing import NamedTuple
 

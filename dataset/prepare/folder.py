@@ -1,4 +1,5 @@
 """Your own images: a folder with a .txt beside each, or a table with a column of paths and one of captions."""
+
 import argparse
 import csv
 import os
@@ -19,6 +20,7 @@ from dataset.prepare.common import (
 )
 from dataset.prepare.exclude import Exclusions
 from dataset.prepare.web import EXTENSIONS, image_files
+from utils.errors import InputError
 
 IMAGE_COLUMNS = ('image', 'image_path', 'path', 'file', 'filename', 'file_name', 'filepath', 'image_name', 'img')
 CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentence', 'description', 'title', 'comment')
@@ -26,15 +28,19 @@ CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentence', 'description', 'ti
 
 def add_folder(commands) -> None:
     parser = commands.add_parser(
-        'folder', help='your own: images with a .txt each, or a CSV, TSV, Parquet or JSON Lines file with two columns',
+        'folder',
+        help='your own: images with a .txt each, or a CSV, TSV, Parquet or JSON Lines file with two columns',
         description='SOURCE is a folder in which a.txt holds the captions of a.jpg, one a line; or a table whose '
-                    'columns are named image and caption, or alike, or by --columns. Paths are written relative to '
-                    'the folder.')
+        'columns are named image and caption, or alike, or by --columns. Paths are written relative to '
+        'the folder.',
+    )
     parser.add_argument('source', metavar='SOURCE')
     parser.add_argument('--columns', nargs=2, metavar=('IMAGE', 'CAPTION'), help='names of the two columns of a table')
-    parser.add_argument('--image-root', metavar='DIR',
-                        help='where the paths of a table start (default: the folder of the table); absent images are '
-                             'dropped')
+    parser.add_argument(
+        '--image-root',
+        metavar='DIR',
+        help='where the paths of a table start (default: the folder of the table); absent images are dropped',
+    )
     add_common(parser, 'F.json to write')
     add_per_image(parser)
     parser.set_defaults(run=run_folder)
@@ -78,8 +84,12 @@ def images_with_texts(folder: str, summary: Summary) -> Iterator[tuple[str, list
             continue
         summary.read['images'] += 1
         try:
-            with open(os.path.join(folder, os.path.splitext(path)[0] + '.txt'), encoding='utf-8-sig', errors='replace',
-                      newline='\n') as file:
+            with open(
+                os.path.join(folder, os.path.splitext(path)[0] + '.txt'),
+                encoding='utf-8-sig',
+                errors='replace',
+                newline='\n',
+            ) as file:
                 captions = [line for line in file if line.strip()]
         except FileNotFoundError:
             summary.dropped['image without a .txt'] += 1
@@ -118,7 +128,7 @@ def table_pairs(path: str, columns: list[str] | None) -> Iterator[tuple[object, 
     elif ending in ('.jsonl', '.json'):
         for number, row in enumerate(stream_json(path)):
             if not isinstance(row, dict):
-                raise ValueError(f'{path}: row {number} is not an object with an image and a caption')
+                raise InputError(f'{path}: row {number} is not an object with an image and a caption')
             if number == 0:
                 columns = choose_columns(list(row), columns, path)
             yield row.get(columns[0]), row.get(columns[1])
@@ -131,9 +141,9 @@ def table_pairs(path: str, columns: list[str] | None) -> Iterator[tuple[object, 
         except (OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError) or path in str(error):
                 raise
-            raise ValueError(f'{path} is not a whole Parquet file: {str(error).splitlines()[0]}') from None
+            raise InputError(f'{path} is not a whole Parquet file: {str(error).splitlines()[0]}') from None
     else:
-        raise ValueError(f'{path} is neither a folder nor a .csv, .tsv, .parquet, .jsonl or .json file')
+        raise InputError(f'{path} is neither a folder nor a .csv, .tsv, .parquet, .jsonl or .json file')
 
 
 def _csv_pairs(path: str, delimiter: str, columns: list[str] | None) -> Iterator[tuple[object, object]]:
@@ -143,7 +153,7 @@ def _csv_pairs(path: str, delimiter: str, columns: list[str] | None) -> Iterator
         reader = csv.reader(lines, delimiter=delimiter)
         heading = next(reader, None)
         if heading is None:
-            raise ValueError(f'{path} is empty: it needs a column of images and one of captions')
+            raise InputError(f'{path} is empty: it needs a column of images and one of captions')
         if columns is None and len(heading) == 2 and heading[0].lower().endswith(EXTENSIONS):  # no heading, then
             yield heading[0], heading[1]
             image, caption = 0, 1
@@ -161,7 +171,5 @@ def choose_columns(names: list[str], wanted: list[str] | None, path: str) -> lis
         known = (IMAGE_COLUMNS, CAPTION_COLUMNS)
         wanted = [next((lower[name] for name in group if name in lower), None) for group in known]
     if not all(name in names for name in wanted):
-        raise ValueError(
-            f'{path} has the columns {", ".join(names)}: name those of images and captions with --columns'
-        )
+        raise InputError(f'{path} has the columns {", ".join(names)}: name those of images and captions with --columns')
     return wanted

@@ -1,4 +1,5 @@
 """COCO captions and Flickr30k, from their caption files or from Karpathy's dataset_*.json, which knows the splits."""
+
 import argparse
 import os
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from dataset.prepare.common import (
     write_rows,
 )
 from dataset.prepare.exclude import Exclusions
+from utils.errors import InputError, MissingFileError
 
 TRAINING = ('train', 'restval')  # restval: the part of COCO's val2014 that is neither val nor test
 
@@ -30,9 +32,11 @@ class Image:
 
 def add_coco(commands) -> None:
     parser = commands.add_parser(
-        'coco', help='COCO captions: captions_*.json, or dataset_coco.json of Karpathy',
+        'coco',
+        help='COCO captions: captions_*.json, or dataset_coco.json of Karpathy',
         description='From dataset_coco.json: coco.json for pre-training and coco_train, coco_val and coco_test.json '
-                    'for retrieval. From captions_train2014.json and its like: coco.json with all that they hold.')
+        'for retrieval. From captions_train2014.json and its like: coco.json with all that they hold.',
+    )
     parser.add_argument('files', nargs='+', metavar='JSON')
     add_common(parser, 'FOLDER to write to')
     add_per_image(parser)
@@ -41,9 +45,11 @@ def add_coco(commands) -> None:
 
 def add_flickr30k(commands) -> None:
     parser = commands.add_parser(
-        'flickr30k', help='Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv',
+        'flickr30k',
+        help='Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv',
         description='Writes flickr30k_train, flickr30k_val and flickr30k_test.json for retrieval. The token and CSV '
-                    'files know no splits: name the images of val and test with --val and --test.')
+        'files know no splits: name the images of val and test with --val and --test.',
+    )
     parser.add_argument('file', metavar='FILE')
     parser.add_argument('--val', metavar='LIST', help='images of the validation split, one a line')
     parser.add_argument('--test', metavar='LIST', help='images of the test split, one a line')
@@ -56,8 +62,10 @@ def run_coco(args: argparse.Namespace) -> Summary:
     loaded = [(path, load_json(path)) for path in args.files]
     karpathy = [is_karpathy(data) for _, data in loaded]
     if any(karpathy) and len(loaded) > 1:
-        raise ValueError("give Karpathy's dataset_coco.json alone, as it holds all captions: to keep its test images "
-                         'out of captions_*.json, name it after --exclude')
+        raise InputError(
+            "give Karpathy's dataset_coco.json alone, as it holds all captions: to keep its test images "
+            'out of captions_*.json, name it after --exclude'
+        )
     read = karpathy_images if karpathy[0] else coco_images
     images = [image for path, data in loaded for image in read(data, path, args.image_prefix, 'coco_')]
     images = keep(images, Exclusions(args.exclude), summary)
@@ -73,7 +81,7 @@ def run_flickr30k(args: argparse.Namespace) -> Summary:
     if args.file.endswith('.json'):
         data = load_json(args.file)
         if not is_karpathy(data):
-            raise ValueError(f'{args.file} is not dataset_flickr30k.json: its images have no sentences and splits')
+            raise InputError(f'{args.file} is not dataset_flickr30k.json: its images have no sentences and splits')
         images = karpathy_images(data, args.file, args.image_prefix, '')
     else:
         val, test = (Exclusions([file] if file else []) for file in (args.val, args.test))
@@ -118,7 +126,7 @@ def token_images(path: str, prefix: str, summary: Summary) -> Iterable[Image]:
     """Of `NAME#0<TAB>caption` lines, or of `NAME| 0| caption` lines under a heading."""
     images: dict[str, Image] = {}
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} does not exist: give results_20130124.token, results.csv or Karpathy JSON')
+        raise MissingFileError(f'{path} does not exist: give results_20130124.token, results.csv or Karpathy JSON')
     with open(path, encoding='utf-8', errors='replace') as lines:
         for number, line in enumerate(lines):
             name, caption = _split_line(line)
@@ -129,7 +137,7 @@ def token_images(path: str, prefix: str, summary: Summary) -> Iterable[Image]:
             image = images.setdefault(name, Image(join(prefix, name), os.path.splitext(name)[0]))
             image.captions.append(caption)
     if not images:
-        raise ValueError(f'{path} has neither NAME#0<TAB>caption nor NAME| 0| caption lines: is it of Flickr30k?')
+        raise InputError(f'{path} has neither NAME#0<TAB>caption nor NAME| 0| caption lines: is it of Flickr30k?')
     return images.values()
 
 

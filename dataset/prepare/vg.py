@@ -1,4 +1,5 @@
 """Visual Genome: region_descriptions.json and image_data.json."""
+
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,13 +27,16 @@ class Image:
 
 def add_vg(commands) -> None:
     parser = commands.add_parser(
-        'vg', help='Visual Genome: region_descriptions.json and image_data.json',
+        'vg',
+        help='Visual Genome: region_descriptions.json and image_data.json',
         description='Each distinct region description of an image is a caption of it. Half of the images are COCO '
-                    'images: --exclude knows them by their COCO id.')
+        'images: --exclude knows them by their COCO id.',
+    )
     parser.add_argument('regions', metavar='region_descriptions.json')
     parser.add_argument('images', metavar='image_data.json')
-    parser.add_argument('--largest', type=int, metavar='N',
-                        help='only the N regions of each image that cover most of it (default: all)')
+    parser.add_argument(
+        '--largest', type=int, metavar='N', help='only the N regions of each image that cover most of it (default: all)'
+    )
     add_common(parser, 'F.json to write')
     add_per_image(parser)
     parser.set_defaults(run=run_vg)

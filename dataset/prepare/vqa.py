@@ -1,4 +1,5 @@
 """VQA v2 (questions and annotations), Visual Genome's questions, and the list of answers."""
+
 import argparse
 import os
 from collections import Counter
@@ -18,20 +19,31 @@ from dataset.prepare.common import (
 )
 from dataset.prepare.exclude import Exclusions
 from dataset.prepare.vg import read_images
-from dataset.vqa_eval import normalise_answer
+from evaluation.vqa import normalize_answer
+from utils.errors import InputError
 
-FILES = {'train2014': 'vqa_train.json', 'val2014': 'vqa_val.json', 'test2015': 'vqa_test.json',
-         'test-dev2015': 'vqa_test_dev.json'}
+FILES = {
+    'train2014': 'vqa_train.json',
+    'val2014': 'vqa_val.json',
+    'test2015': 'vqa_test.json',
+    'test-dev2015': 'vqa_test_dev.json',
+}
 
 
 def add_vqa(commands) -> None:
     parser = commands.add_parser(
-        'vqa', help='VQA v2 questions and annotations, Visual Genome question_answers.json',
+        'vqa',
+        help='VQA v2 questions and annotations, Visual Genome question_answers.json',
         description='Writes vqa_train, vqa_val and vqa_test.json, vg_qa.json if --vg is given, and answer_list.json: '
-                    'the most frequent answers of all annotations given, normalised as the official scoring does.')
+        'the most frequent answers of all annotations given, normalised as the official scoring does.',
+    )
     parser.add_argument('files', nargs='+', metavar='JSON', help='v2_*_questions.json and v2_*_annotations.json')
-    parser.add_argument('--vg', nargs=2, metavar=('question_answers.json', 'image_data.json'),
-                        help="Visual Genome's questions, and the file that says where its images lie")
+    parser.add_argument(
+        '--vg',
+        nargs=2,
+        metavar=('question_answers.json', 'image_data.json'),
+        help="Visual Genome's questions, and the file that says where its images lie",
+    )
     parser.add_argument('--vg-image-prefix', default='', metavar='DIR', help='as --image-prefix, for Visual Genome')
     parser.add_argument('--num-answers', type=int, default=3128, metavar='N', help='of the answer list (default 3128)')
     add_common(parser, 'FOLDER to write to')
@@ -44,7 +56,7 @@ def run_vqa(args: argparse.Namespace) -> Summary:
     for path, data in progress(questions, 'questions'):
         split = need(data, 'data_subtype', path, 'a questions file')
         if split not in FILES:
-            raise ValueError(f"{path}: data_subtype '{split}' is none of {', '.join(FILES)}: name the files of VQA v2")
+            raise InputError(f"{path}: data_subtype '{split}' is none of {', '.join(FILES)}: name the files of VQA v2")
         need_all(data['questions'], ('question', 'question_id', 'image_id'), path)
         rows = question_rows(data['questions'], split, annotations, args.image_prefix, exclusions, summary)
         write_rows(os.path.join(args.out, FILES[split]), rows, summary)
@@ -117,20 +129,27 @@ def vg_rows(path: str, image_data: str, prefix: str, exclusions: Exclusions, sum
             summary.excluded.add(image.path)
             continue
         for pair in pairs:
-            question, answer = clean_caption(pair['question'], summary), normalise_answer(pair['answer'])
+            question, answer = clean_caption(pair['question'], summary), normalize_answer(pair['answer'])
             if question and answer:
-                yield {'question': question, 'image': image.path, 'dataset': 'vg', 'question_id': pair['qa_id'],
-                       'answer': answer}
+                yield {
+                    'question': question,
+                    'image': image.path,
+                    'dataset': 'vg',
+                    'question_id': pair['qa_id'],
+                    'answer': answer,
+                }
             elif question:
                 summary.dropped['empty answer'] += 1
 
 
 def write_answers(path: str, annotations: Iterable[dict], count: int, summary: Summary) -> None:
     """The `count` most frequent answers on which annotators agreed most; among equals in the order of the alphabet."""
-    seen = Counter(normalise_answer(annotation['multiple_choice_answer']) for annotation in annotations)
+    seen = Counter(normalize_answer(annotation['multiple_choice_answer']) for annotation in annotations)
     seen.pop('', None)
     answers = sorted(seen, key=lambda answer: (-seen[answer], answer))[:count]
     write_json(path, answers)
     covered = sum(seen[answer] for answer in answers) / sum(seen.values())
-    summary.written.append(f'{path}: {len(answers):,} answers, each given at least {seen[answers[-1]]} times; '
-                           f'the right one to {covered:.1%} of the questions')
+    summary.written.append(
+        f'{path}: {len(answers):,} answers, each given at least {seen[answers[-1]]} times; '
+        f'the right one to {covered:.1%} of the questions'
+    )

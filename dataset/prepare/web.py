@@ -4,6 +4,7 @@ Which file belongs to which row depends on the downloader, so the naming is a ch
 leaves (a Parquet table of addresses and keys beside each of its folders), `crc32` is ROW_CRC or CRC, the CRC-32 of the
 address, `basename` the last part of the address, `row` the number of the row, counted from 0.
 """
+
 import argparse
 import glob
 import os
@@ -14,6 +15,7 @@ import pyarrow.parquet as parquet
 
 from dataset.prepare.common import Summary, add_common, clean_caption, join, load_json, need, progress, write_rows
 from dataset.prepare.exclude import Exclusions, flickr_id
+from utils.errors import InputError, MissingFileError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
@@ -38,16 +40,28 @@ NAMINGS: dict[str, Callable[[int, str], list[str]]] = {
 
 def add_web(commands) -> None:
     for name, title, files, run in (
-        ('cc3m', 'Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images',
-         'TSV', run_cc3m),
-        ('sbu', 'SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images',
-         'FILE', run_sbu),
+        (
+            'cc3m',
+            'Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images',
+            'TSV',
+            run_cc3m,
+        ),
+        (
+            'sbu',
+            'SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images',
+            'FILE',
+            run_sbu,
+        ),
     ):
         parser = commands.add_parser(name, help=title, description=title + '. ' + __doc__.split('\n\n', 1)[1])
         parser.add_argument('files', nargs='+' if name == 'sbu' else 1, metavar=files)
         parser.add_argument('--images', required=True, metavar='FOLDER', help='where the downloader put the images')
-        parser.add_argument('--naming', choices=['auto', 'table', *NAMINGS], default='auto',
-                            help='how it named them (default: the table if there is one, else what fits most rows)')
+        parser.add_argument(
+            '--naming',
+            choices=['auto', 'table', *NAMINGS],
+            default='auto',
+            help='how it named them (default: the table if there is one, else what fits most rows)',
+        )
         add_common(parser, 'F.json to write')
         parser.set_defaults(run=run)
 
@@ -73,7 +87,7 @@ def read_tsv(path: str) -> list[tuple[str, str]]:
             elif number and line.strip():
                 pairs.append(('', caption))  # counted as dropped later: row numbers must not shift
     if not any(url for url, _ in pairs):
-        raise ValueError(f'{path} has no caption<TAB>address lines: name Train_GCC-training.tsv or its like')
+        raise InputError(f'{path} has no caption<TAB>address lines: name Train_GCC-training.tsv or its like')
     return pairs
 
 
@@ -89,10 +103,12 @@ def read_sbu(paths: list[str]) -> list[tuple[str, str]]:
                 texts.append(file.read().rstrip('\n').split('\n'))
         urls, captions = sorted(texts, key=lambda lines: not lines[0].startswith('http'))
     else:
-        raise ValueError('give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and ..._captions.txt')
+        raise InputError('give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and ..._captions.txt')
     if len(urls) != len(captions) or not urls[0].startswith('http'):
-        raise ValueError(f'{" and ".join(paths)} must hold as many addresses as captions, not {len(urls)} and '
-                         f'{len(captions)}: download again')
+        raise InputError(
+            f'{" and ".join(paths)} must hold as many addresses as captions, not {len(urls)} and '
+            f'{len(captions)}: download again'
+        )
     return list(zip((url.strip() for url in urls), captions, strict=True))
 
 
@@ -130,8 +146,10 @@ def find_images(folder: str, naming: str, pairs: list[tuple[str, str]], summary:
     matches = {name: match(pairs, files, stems) for name, stems in candidates.items()}
     best = max(matches, key=lambda name: len(matches[name]))
     if not matches[best]:
-        raise ValueError(f'no image in {folder} is named after a row or an address: name the folder of the images '
-                         f'with --images, and how they are named with --naming')
+        raise InputError(
+            f'no image in {folder} is named after a row or an address: name the folder of the images '
+            f'with --images, and how they are named with --naming'
+        )
     summary.title += f', images found by {best}'
     return matches[best]
 
@@ -168,7 +186,7 @@ def keys_by_address(tables: list[str]) -> dict[str, str]:
             table = parquet.read_table(path, columns=['url', 'key'])
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).split('\n')[0]
-            raise ValueError(f'{path} is no table of img2dataset with url and key ({reason}): use --naming') from None
+            raise InputError(f'{path} is no table of img2dataset with url and key ({reason}): use --naming') from None
         keys.update(zip(table['url'].to_pylist(), map(stem_of, table['key'].to_pylist()), strict=True))
     return keys
 
@@ -176,7 +194,7 @@ def keys_by_address(tables: list[str]) -> dict[str, str]:
 def image_files(folder: str) -> Iterator[str]:
     """Paths below `folder`, in order, of files that are images by their extension or, as some downloads, have none."""
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'the folder {folder} does not exist: name the one that holds the images')
+        raise MissingFileError(f'the folder {folder} does not exist: name the one that holds the images')
     for here, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

@@ -9,6 +9,7 @@ from random import Random
 
 from dataset.shapes.captions import article, plural
 from dataset.shapes.scene import COLOURS, CONVERSE, RELATIONS, SHAPES, Scene, pick, shuffled
+from utils.errors import InputError
 
 KINDS = ('presence', 'count', 'relation')
 RELATION_WORDS = tuple(dict.fromkeys((*RELATIONS, *CONVERSE.values())))
@@ -77,7 +78,7 @@ def collect(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list
             if pools:
                 usable[kind][group] = pools
         if not usable[kind]:
-            raise ValueError(f"{len(scenes)} scenes are too few for statements of kind '{kind}': ask for more")
+            raise InputError(f"{len(scenes)} scenes are too few for statements of kind '{kind}': ask for more")
     return usable
 
 

@@ -20,6 +20,7 @@ from dataset.shapes.scene import (
     rand_between,
     shuffled,
 )
+from utils.errors import InputError
 
 CONTAINERS = ('circle', 'square', 'heart', 'diamond', 'ring')
 SHARES = {'train': (0, 60), 'val': (60, 80), 'test': (80, 100)}  # percent of the pairs of kinds
@@ -144,4 +145,4 @@ def draw_scenes(split: str, count: int, seed: int) -> list[Scene]:
                 misses = 0
         if len(scenes) >= count:
             return scenes[:count]
-    raise ValueError(f'{count} {split} scenes are more than can be told apart ({len(scenes)} found): ask for fewer')
+    raise InputError(f'{count} {split} scenes are more than can be told apart ({len(scenes)} found): ask for fewer')

@@ -18,6 +18,7 @@ from dataset.shapes.nlvr import FORMS, NUMBER_WORDS, statements
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import COLOURS, CONVERSE, SHAPES, SIZES, SPLITS, Scene
 from dataset.shapes.vqa import ANSWERS, questions
+from utils.errors import InputError
 
 VERSION = 1  # of what a seed gives; raise it with every change of a picture or a row
 SCENES = {'train': 5000, 'val': 300, 'test': 500}
@@ -57,7 +58,7 @@ def make_world(out: str | Path, seed: int = 0, sizes: dict[str, int] | None = No
     wanted = {'version': VERSION, 'seed': seed, 'scenes': sizes}
     found = read_marker(out)
     if found and {key: found.get(key) for key in wanted} != wanted:
-        raise ValueError(
+        raise InputError(
             f'{out / MARKER} is of another world ({_describe(found)}): remove {out} or choose another folder'
         )
     if found and is_whole(out, found):
@@ -147,7 +148,7 @@ def read_marker(out: Path) -> dict | None:
     try:
         return dict(json.loads(path.read_text()))
     except ValueError:
-        raise ValueError(
+        raise InputError(
             f'{path} is not what this program writes there: remove {out} or choose another folder'
         ) from None
 

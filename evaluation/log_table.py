@@ -1,5 +1,4 @@
-"""The key figures of finished runs, side by side, from the `log.txt` of their output folders."""
-from __future__ import annotations
+"""The key metrics of finished runs, side by side, from the `log.txt` of their output folders."""
 
 import json
 import re
@@ -7,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# What picks the epoch to show: the figure by which the task's best checkpoint is chosen. A run without validation shows
-# its last epoch.
+from utils.errors import InputError, MissingFileError
+
+# The epoch to show is the best one by the metric that chooses the task's best checkpoint; without validation the last.
 CHOSEN_BY = ('val_r_mean', 'val_acc', 'val_overall')
 
-# The figures shown, in this order; keys that match the same pattern keep the order of the log.
+# The metrics shown, in this order; keys that match the same pattern keep the order of the log.
 SHOWN = [
     *(rf'{split}_{scores}{side}_r{k}' for split in ('val', 'test') for scores in ('', 'itc_') for side in ('txt', 'img')
       for k in (1, 5, 10)),
@@ -20,14 +20,14 @@ SHOWN = [
 
 
 def log_table(folders: Iterable[str]) -> str:
-    """Return a Markdown table: a row for each key figure of the logs, a column for each folder.
+    """Return a Markdown table: a row for each key metric of the logs, a column for each folder.
 
-    Shown is the epoch that is best in validation, the first of equally good ones; without validation the last epoch.
-    Raises ValueError or FileNotFoundError, naming the file and line, where a log cannot be read.
+    It shows the epoch that is best in validation, the first of equally good ones; without validation the last epoch.
+    InputError names the file and line if a log cannot be read.
     """
     folders = list(folders)
-    columns = [_key_figures(read_log(Path(folder) / 'log.txt')) for folder in folders]
-    keys = sorted({key: None for column in columns for key in column}, key=_place)
+    columns = [_key_metrics(read_log(Path(folder) / 'log.txt')) for folder in folders]
+    keys = sorted({key: None for column in columns for key in column}, key=_position)
     lines = [['key', *folders], ['---', *['---:'] * len(folders)]]
     lines += [[key, *(_shown(column.get(key)) for column in columns)] for key in keys]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -36,23 +36,23 @@ def log_table(folders: Iterable[str]) -> str:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a `log.txt`, one JSON object a line."""
     if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; give the output folder of a run')
+        raise MissingFileError(f'{path} does not exist; give the output folder of a run')
     entries = []
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not a JSON object ({error})') from error
+            raise InputError(f'{path}, line {number}: not a JSON object ({error})') from error
         if not isinstance(entry, dict):
-            raise ValueError(f'{path}, line {number}: not a JSON object')
+            raise InputError(f'{path}, line {number}: not a JSON object')
         entries.append(entry)
     if not entries:
-        raise ValueError(f'{path} is empty: no epoch was finished yet')
+        raise InputError(f'{path} is empty: no epoch was finished yet')
     return entries
 
 
 def best_entry(entries: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
-    """Return the entry to report and what chose it: a validation figure, or 'last'."""
+    """Return the entry to report and what chose it: a validation metric, or 'last'."""
     for key in CHOSEN_BY:
         validated = [entry for entry in entries if key in entry]
         if validated:
@@ -60,28 +60,28 @@ def best_entry(entries: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str
     return entries[-1], 'last'
 
 
-def _key_figures(entries: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _key_metrics(entries: list[Mapping[str, Any]]) -> dict[str, Any]:
     entry, chosen_by = best_entry(entries)
-    figures = {'chosen by': chosen_by, 'epoch': entry.get('epoch')}
-    return figures | {key: value for key, value in _flat(entry).items() if _place(key) < len(SHOWN)}
+    metrics = {'chosen by': chosen_by, 'epoch': entry.get('epoch')}
+    return metrics | {key: value for key, value in _flat(entry).items() if _position(key) < len(SHOWN)}
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested figures by dotted keys: {'val_perAnswerType': {'number': 1}} -> {'val_perAnswerType.number': 1}."""
+    """Nested metrics by dotted keys: {'val_perAnswerType': {'number': 1}} -> {'val_perAnswerType.number': 1}."""
     flat = {}
     for key, value in entry.items():
         if isinstance(value, Mapping):
-            flat.update({f'{key}.{inner}': figure for inner, figure in _flat(value).items()})
+            flat.update({f'{key}.{inner}': metric for inner, metric in _flat(value).items()})
         else:
             flat[key] = value
     return flat
 
 
-def _place(key: str) -> int:
+def _position(key: str) -> int:
     """The row group of a key; len(SHOWN) for keys that are not shown."""
     if key in ('chosen by', 'epoch'):
         return -1
-    return next((place for place, pattern in enumerate(SHOWN) if re.fullmatch(pattern, key)), len(SHOWN))
+    return next((position for position, pattern in enumerate(SHOWN) if re.fullmatch(pattern, key)), len(SHOWN))
 
 
 def _shown(value: Any) -> str:

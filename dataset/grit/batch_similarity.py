@@ -1,9 +1,13 @@
-"""How hard the batches were: similarity of neighbours in them, against any two examples of the epoch.
+"""How hard the batches were: the similarity of neighbours in them, compared with any two examples of the epoch.
 
 Legend: N examples of a batch, E embedding.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from utils import distributed
 
@@ -11,19 +15,19 @@ from utils import distributed
 class BatchSimilarity:
     """Mean image-text cosine similarity of neighbours in the batches of an epoch, and of random pairs.
 
-    Neighbours are consecutive examples of a batch, the image of one with the text of the other, both ways round: what
-    GRIT's chain puts next to each other. Random pairs are all pairs of different examples of the epoch; their mean follows
-    from the sums of all features, so it costs O(N E) a batch and is exact. Nothing waits for the device until `epoch`.
+    Neighbours are consecutive examples of a batch, the image of one with the text of the other in both directions: what
+    GRIT's chain puts next to each other. Random pairs are all pairs of different examples of the epoch; their mean
+    follows from the sums of all features, so it costs O(N E) per batch and is exact. Only `epoch` waits for the device.
     """
 
     def __init__(self):
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self.sums = None  # [2 + 2E]: neighbours' similarities, own pairs' similarities, image features, text features
         self.adjacent = self.count = 0
 
-    def update(self, image_feat, text_feat):
+    def update(self, image_feat: Tensor, text_feat: Tensor) -> None:
         """image_feat, text_feat: [N, E], normalised, in the order of the batch."""
         image_feat, text_feat = image_feat.double(), text_feat.double()
         neighbours = (image_feat[:-1] * text_feat[1:]).sum() + (text_feat[:-1] * image_feat[1:]).sum()
@@ -33,7 +37,7 @@ class BatchSimilarity:
         self.adjacent += 2 * (len(image_feat) - 1)
         self.count += len(image_feat)
 
-    def epoch(self):
+    def epoch(self) -> tuple[float, float]:
         """(similarity of neighbours, of random pairs) over the epoch and all ranks (a collective)."""
         counts = self.sums.new_tensor([self.adjacent, self.count])
         sums = distributed.all_reduce_sum(torch.cat([counts, self.sums]))
@@ -42,8 +46,8 @@ class BatchSimilarity:
         random_pairs = (image_sum @ text_sum).item() - own
         return neighbours / max(adjacent, 1), random_pairs / max(count * (count - 1), 1)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {'sums': None if self.sums is None else self.sums.cpu(), 'adjacent': self.adjacent, 'count': self.count}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sums, self.adjacent, self.count = state['sums'], state['adjacent'], state['count']

@@ -1,16 +1,16 @@
 """Annotation files of every task, read through a memory-mapped cache that all processes share.
 
-As Python dicts four million pairs take gigabytes, again in every DataLoader worker of every rank. Here each JSON
-file is turned once into an Arrow file beside it, which every process maps: what it reads lies in the page cache of
-the system, and nothing is copied. The cache is named after the contents of the JSON file and ends with a checksum of
-its own, so it is never out of date, and a damaged one is rebuilt. See `dataset/rows.py` for the kinds of rows.
+As Python dicts four million pairs take gigabytes, again in every DataLoader worker of every rank. Here each JSON file
+is converted once into an Arrow file beside it, which every process maps: it is read through the page cache of the
+system, and nothing is copied. The cache is named after the contents of the JSON file and ends with a checksum of its
+own, so it is never out of date, and a damaged one is rebuilt. See `schema.py` for the kinds of rows.
 """
+
 import glob
 import hashlib
 import json
 import operator
 import os
-import secrets
 import sys
 import tempfile
 import time
@@ -23,9 +23,12 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from dataset.rows import OPTIONAL, REQUIRED, checked_rows, open_annotations, read_rows
+from dataset.annotations.json_reader import open_annotations, read_rows
+from dataset.annotations.schema import OPTIONAL, REQUIRED, checked_rows
+from utils.errors import InputError
+from utils.files import atomic_write
 
-VERSION = '1'  # of the layout of caches; another one makes every cache anew
+VERSION = '1'  # of the format of caches; a new one rebuilds every cache
 DIGEST = 16  # letters
 ROWS_PER_BATCH = 1 << 16
 ABSENT = object()
@@ -40,29 +43,27 @@ CAPTIONS = {'pretrain': TEXTS, 'retrieval_eval': TEXTS, 'retrieval_train': TEXT}
 def load_annotations(files: str | list[str], kind: str, cache_dir: str | None = None) -> 'Annotations':
     """The rows of one or several annotation files, in order, without holding them in memory.
 
-    Args:
-        files: path of a JSON list or `.jsonl` file, or a list of such paths.
-        kind: `pretrain`, `retrieval_train`, `retrieval_eval`, `nlvr` or `vqa`: which fields a row has.
-        cache_dir: folder of the caches; by default each lies beside its file. Where that folder cannot be written, one
-            of the user's own under the system's temporary folder serves instead, with a warning.
+    files: path of a JSON list or `.jsonl` file, or a list of such paths. kind: `pretrain`, `retrieval_train`,
+    `retrieval_eval`, `nlvr` or `vqa`: which fields a row has. cache_dir: folder of the caches; by default each is
+    beside its file. If that folder is not writable, a folder of the user under the system's temporary folder is used,
+    with a warning.
 
-    Any number of processes may call this at the same time. The first call reads and checks every row: a missing,
-    empty, cut off or otherwise bad file raises FileNotFoundError or ValueError that names the file, the row (counted
-    from 0) and the remedy.
+    Any number of processes may call this at the same time. The first call reads and checks every row: for a missing,
+    empty, truncated or otherwise bad file InputError names the file, the row (counted from 0) and the remedy.
     """
     if kind not in REQUIRED:
-        raise ValueError(f"unknown kind of annotations '{kind}': it must be one of {', '.join(REQUIRED)}")
+        raise InputError(f"unknown kind of annotations '{kind}': it must be one of {', '.join(REQUIRED)}")
     files = [os.fspath(files)] if isinstance(files, str | os.PathLike) else [os.fspath(file) for file in files]
     if not files:
-        raise ValueError(f'no annotation file given for {kind}: name at least one')
-    for file in files:  # before the first is read, which may take a minute
+        raise InputError(f'no annotation file given for {kind}: name at least one')
+    for file in files:  # check all before reading the first, which may take a minute
         with open_annotations(file):
             pass
     return Annotations(files, kind, [_cached(file, kind, cache_dir) for file in files])
 
 
 class Annotations:
-    """A read-only sequence of rows, each a plain dict. Pickles as paths, so that workers map the same caches again."""
+    """A read-only sequence of rows, each a plain dict. It pickles as paths, so that workers map the same caches."""
 
     def __init__(self, files: list[str], kind: str, caches: list[str]):
         self.files, self.kind, self._caches = files, kind, caches
@@ -75,7 +76,7 @@ class Annotations:
             try:
                 batches = _open_cache(cache, kind)
             except (OSError, ValueError) as error:
-                raise ValueError(
+                raise InputError(
                     f'the annotation cache {cache} of {file} was removed or damaged while in use ({error}): start the '
                     f'run again to rebuild it'
                 ) from None
@@ -85,7 +86,7 @@ class Annotations:
                 rows += batch.num_rows
         self._length = rows
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Annotations, (self.files, self.kind, self._caches)
 
     def __len__(self) -> int:
@@ -112,13 +113,13 @@ class Annotations:
         return self.files[file], index - self._file_starts[file]
 
     def column(self, name: str) -> np.ndarray | list:
-        """All values of one field: an int64 or bool array where all are integers or booleans, else a list.
+        """All values of one field: an int64 or bool array if all are integers or booleans, else a list.
 
-        A list has None where a row lacks the field, and costs the memory of its Python objects.
+        A list has None for a row without the field, and takes the memory of its Python objects.
         """
         names = [name for name, _ in self._chunks[0]]
         if name not in names:
-            raise ValueError(f"annotations of kind {self.kind} have no column '{name}': they have {', '.join(names)}")
+            raise InputError(f"annotations of kind {self.kind} have no column '{name}': they have {', '.join(names)}")
         ends = [*self._starts[1:], self._length]
         values = []
         for chunk, start, end in zip(self._chunks, self._starts, ends, strict=True):
@@ -131,7 +132,7 @@ class Annotations:
         return values
 
     def holding(self, name: str) -> np.ndarray:
-        """Which rows have an optional field: [rows] bool, found without reading what the rows hold."""
+        """Which rows have an optional field: [rows] bool, without reading the rows."""
         batches = [batch for cache in self._caches for batch in _open_cache(cache, self.kind)]
         ends = [_int64(batch.column(name).buffers()[1])[: batch.num_rows + 1] for batch in batches]
         return np.concatenate([np.diff(some) > 0 for some in ends])
@@ -143,7 +144,7 @@ class Annotations:
         return index % self._length
 
 
-# --- reading: plain views over the map; a row costs a few microseconds, and pyarrow is not called again ---
+# --- reading: plain views over the map; a row takes a few microseconds without calling pyarrow ---
 
 
 def _reader(array: pa.Array) -> Callable[[int], object]:
@@ -176,12 +177,12 @@ def _int64(buffer: pa.Buffer) -> memoryview:
 
 
 def _cached(file: str, kind: str, cache_dir: str | None) -> str:
-    """Path of the cache of `file`, which is built where it is absent or damaged."""
+    """Path of the cache of `file`, which is built if it is absent or damaged."""
     with open_annotations(file) as handle:
         key = _digest(handle, os.path.getsize(file))
         fallback = os.path.join(tempfile.gettempdir(), f'grit-vlp-annotations-{os.getuid()}')
         beside = f'.{os.path.basename(file)}.{kind}.'
-        # Files of one name from several folders meet in a common one.
+        # In a common folder, files of the same name from several folders need different names.
         apart = f'.{os.path.basename(file)[:100]}.{_hash(os.path.abspath(file).encode())}.{kind}.'
         first = os.path.join(cache_dir, apart) if cache_dir else os.path.join(os.path.dirname(file), beside)
         prefixes = [first, os.path.join(fallback, apart)]
@@ -196,17 +197,18 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
                 if prefix == first:
                     folder = os.path.dirname(first) or '.'
                     warnings.warn(
-                        f'no annotation cache can be written in {folder} ({error.strerror}): it goes to {fallback}',
+                        f'no annotation cache can be written in {folder} ({error.strerror}): it is written to '
+                        f'{fallback}',
                         stacklevel=3,
                     )
-    raise ValueError(
+    raise InputError(
         f'the annotation cache of {file} can be written neither beside it nor in {fallback} ({reason}): give a cache '
         f'folder with room in it'
     )
 
 
 def _digest(handle: BinaryIO, length: int) -> str:
-    """Of the first `length` bytes of a file and of the layout's version, in 16 letters."""
+    """A digest of the first `length` bytes of a file and of the format's version, in 16 letters."""
     digest = hashlib.blake2b(VERSION.encode(), digest_size=DIGEST // 2)
     handle.seek(0)
     while length and (block := handle.read(min(length, 1 << 20))):
@@ -224,15 +226,15 @@ def _open_cache(path: str, kind: str) -> list[pa.RecordBatch]:
     with pa.memory_map(path) as source:
         reader = pa.ipc.open_file(pa.BufferReader(source.read_buffer(source.size() - DIGEST)))
     if reader.schema != _schema(kind):
-        raise ValueError('its columns are not those of this kind')
+        raise InputError('its columns are not those of this kind')
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     for batch in batches:
-        batch.validate()  # the buffers lie inside the file and are as long as the row count says
+        batch.validate()  # the buffers are inside the file and as long as the row count says
     return batches
 
 
 def _is_usable(path: str, kind: str) -> bool:
-    """Whether the cache is there and whole; reads it once, which takes a second a gigabyte."""
+    """Whether the cache exists and is complete; reads it once, which takes a second per gigabyte."""
     try:
         with open(path, 'rb') as handle:
             length = os.path.getsize(path) - DIGEST
@@ -248,23 +250,14 @@ def _schema(kind: str) -> pa.Schema:
 
 
 def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str) -> str:
-    """Write the cache under a name of its own and move it to its place, so that others may do so at the same time."""
+    """Write the cache atomically; several processes may do so at the same time."""
     target = f'{prefix}{key}.arrow'
-    os.makedirs(os.path.dirname(target) or '.', exist_ok=True)
-    temporary = f'{target}.{os.getpid()}-{secrets.token_hex(4)}.tmp'
     size = os.fstat(handle.fileno()).st_size
     if size > 1 << 26:
         print(f'Building the annotation cache of {file} ({size >> 20} MiB), once', file=sys.stderr, flush=True)
-    try:
-        with open(temporary, 'x+b') as out:
-            _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind))
-            out.write(_digest(out, out.tell()).encode())
-            out.flush()
-            os.fsync(out.fileno())  # or a crash of the machine could leave a file with holes under the final name
-        os.replace(temporary, target)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with atomic_write(target, 'w+b', sync=True, unique=True) as out:
+        _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind))
+        out.write(_digest(out, out.tell()).encode())
     _remove_stale(prefix, target)
     return target
 
@@ -283,7 +276,7 @@ def _array(rows: list[dict], field: pa.Field) -> pa.Array:
     values = [row[name] for row in rows]
     try:
         return pa.array(values, field.type)
-    except UnicodeEncodeError:  # half an emoji: legal in JSON, but neither UTF-8 nor food for a tokenizer
+    except UnicodeEncodeError:  # half an emoji: legal in JSON, but not UTF-8, which tokenizers need
         return pa.array([_encodable(value) for value in values], field.type)
 
 
@@ -294,10 +287,10 @@ def _encodable(value: str | list[str]) -> str | list[str]:
 
 
 def _remove_stale(prefix: str, current: str) -> None:
-    """Remove caches of earlier contents of the file, and what killed builds left an hour ago or longer."""
+    """Remove caches of earlier contents of the file, and temporary files of builds killed more than an hour ago."""
     for path in glob.glob(f'{glob.escape(prefix)}{"[0-9a-f]" * DIGEST}.arrow*'):
         try:
             if path != current and (path.endswith('.arrow') or time.time() - os.path.getmtime(path) > 3600):
                 os.remove(path)
         except OSError:
-            pass  # another process did, or it is not ours to remove
+            pass  # another process did, or the user may not remove it

@@ -1,15 +1,16 @@
 """The official VQA v2 accuracy (https://visualqa.org/evaluation.html).
 
 An answer is worth min(1, matches / 3) against nine of the ten annotators, averaged over the ten ways to leave one out.
-Predicted answers are normalised first; the annotators' answers only lose punctuation, and only where they differ.
+Predicted answers are normalized first; the annotators' answers only lose punctuation, and only where they differ.
 """
-from __future__ import annotations
 
 import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from utils.errors import InputError
 
 PLACES = 4  # of the percentages returned
 ARTICLES = {'a', 'an', 'the'}
@@ -19,7 +20,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGIT_COMMA = re.compile(r'\d,\d')
 LONE_PERIOD = re.compile(r'\.(?!\d)')
 
-# A word that lacks exactly one apostrophe of one of these gets it back: dont, couldn'tve, couldnt've; not couldntve.
+# A word that misses exactly one apostrophe of one of these gets it back: dont, couldn'tve, couldnt've; not couldntve.
 # Words come in lower case, so the official entries with a capital I never apply and are not here.
 CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
@@ -37,7 +38,7 @@ def _contraction_table() -> dict[str, str]:
     for word in CONTRACTIONS:
         for place, character in enumerate(word):
             if character == "'":
-                table[word[:place] + word[place + 1:]] = word
+                table[word[:place] + word[place + 1 :]] = word
     table["somebody'd"] = 'somebodyd'  # the one entry that officially goes the other way
     return table
 
@@ -45,7 +46,7 @@ def _contraction_table() -> dict[str, str]:
 CONTRACTION_OF = _contraction_table()
 
 
-@functools.lru_cache(maxsize=1 << 16)  # a benchmark has millions of answers and few distinct ones
+@functools.lru_cache(maxsize=1 << 16)  # millions of answers, few of them distinct
 def strip_punctuation(text: str) -> str:
     """Delete a mark that touches a space somewhere in `text` (every mark, if a comma stands between digits); turn other
     marks into spaces. Periods vanish unless a digit follows."""
@@ -57,7 +58,7 @@ def strip_punctuation(text: str) -> str:
     return LONE_PERIOD.sub('', result)
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Bring a prediction to the form that is compared: punctuation, case, number words, articles, contractions."""
     text = strip_punctuation(text.replace('\n', ' ').replace('\t', ' ').strip())
     words = [DIGITS.get(word, word) for word in text.lower().split()]
@@ -72,7 +73,7 @@ def vqa_accuracy_per_question(
     results: rows {question_id, answer}. annotations: rows {question_id, answers}, where answers are strings or mappings
     with `answer`, as in the official files; an annotation file's rows with a list under `answer` do as well.
 
-    Raises ValueError where the two do not hold the same question ids, each once.
+    InputError if the two do not hold the same question ids, each once.
     """
     return {question: round(value, PLACES) for question, value in _percent(results, annotations).items()}
 
@@ -86,7 +87,7 @@ def vqa_accuracy(results: Iterable[Mapping[str, Any]], annotations: Iterable[Map
     annotations = list(annotations)
     accuracy = _percent(results, annotations)
     if not accuracy:
-        raise ValueError('annotations: there is no question to score')
+        raise InputError('annotations: there is no question to score')
     return {
         'overall': _mean(accuracy.values()),
         'perAnswerType': _mean_by('answer_type', annotations, accuracy),
@@ -108,7 +109,7 @@ def _accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Of n annotators m agree: without one of the m, m - 1 agree; without one of the others, m agree."""
     if len(set(answers)) > 1:
         answers = [strip_punctuation(answer) for answer in answers]
-    prediction = normalise_answer(prediction)
+    prediction = normalize_answer(prediction)
     total, agree = len(answers), sum(answer == prediction for answer in answers)
     return (agree * min(1, (agree - 1) / 3) + (total - agree) * min(1, agree / 3)) / total
 
@@ -117,9 +118,9 @@ def _by_question(rows: Iterable[Mapping[str, Any]], name: str) -> dict[Any, Mapp
     by_question = {}
     for number, row in enumerate(rows):
         if 'question_id' not in row:
-            raise ValueError(f'{name}: row {number} has no question_id')
+            raise InputError(f'{name}: row {number} has no question_id')
         if row['question_id'] in by_question:
-            raise ValueError(f'{name}: question {row["question_id"]!r} is there twice (again in row {number})')
+            raise InputError(f'{name}: question {row["question_id"]!r} is there twice (again in row {number})')
         by_question[row['question_id']] = row
     return by_question
 
@@ -127,15 +128,15 @@ def _by_question(rows: Iterable[Mapping[str, Any]], name: str) -> dict[Any, Mapp
 def _check_same(predicted: Mapping[Any, Any], annotated: Mapping[Any, Any]) -> None:
     missing = [question for question in annotated if question not in predicted]
     if missing:
-        raise ValueError(f'results: {len(missing)} annotated questions have no answer, first question {missing[0]!r}')
+        raise InputError(f'results: {len(missing)} annotated questions have no answer, first question {missing[0]!r}')
     unknown = [question for question in predicted if question not in annotated]
     if unknown:
-        raise ValueError(f'results: {len(unknown)} questions are not annotated, first question {unknown[0]!r}')
+        raise InputError(f'results: {len(unknown)} questions are not annotated, first question {unknown[0]!r}')
 
 
 def _prediction(row: Mapping[str, Any]) -> str:
     if not isinstance(row.get('answer'), str):
-        raise ValueError(f'results: the answer to question {row["question_id"]!r} must be a string')
+        raise InputError(f'results: the answer to question {row["question_id"]!r} must be a string')
     return row['answer']
 
 
@@ -145,7 +146,7 @@ def _answers(row: Mapping[str, Any]) -> list[str]:
         answers = [answer['answer'] if isinstance(answer, Mapping) else answer for answer in answers]
         if all(isinstance(answer, str) for answer in answers):
             return answers
-    raise ValueError(f'annotations: question {row["question_id"]!r} needs a list of answers')
+    raise InputError(f'annotations: question {row["question_id"]!r} needs a list of answers')
 
 
 def _mean(values: Iterable[float]) -> float:

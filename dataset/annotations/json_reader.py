@@ -1,0 +1,114 @@
+"""JSON lists and JSON Lines, read row by row as a stream: a file of four million rows is never in memory as a whole."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, TextIO
+
+from utils.errors import InputError, MissingFileError
+
+CHUNK = 1 << 20  # characters read at a time
+_blank = re.compile(r'[ \t\n\r]*').match
+
+
+def short(row: object, length: int = 100) -> str:
+    """`row` in at most `length` characters, for messages."""
+    text = repr(row)
+    return text if len(text) <= length else text[: length - 3] + '...'
+
+
+@contextmanager
+def open_annotations(file: str) -> Iterator[BinaryIO]:
+    """The file opened to read bytes. InputError if that is not possible."""
+    if os.path.isdir(file):
+        raise InputError(f'{file} is a folder, not an annotation file: give the JSON file in it')
+    try:
+        handle = open(file, 'rb', buffering=0)  # unbuffered: `read_rows` reads the same descriptor
+    except FileNotFoundError:
+        raise MissingFileError(
+            f'the annotation file {file} does not exist: correct its path, or make it with python -m dataset.prepare'
+        ) from None
+    with handle:
+        yield handle
+
+
+def read_rows(handle: BinaryIO, file: str, lines: bool | None = None) -> Iterator[object]:
+    """Each row of an opened annotation file as `json` decodes it. InputError if it cannot be decoded or there is none.
+
+    lines: whether it is JSON Lines; by default if its name ends in `.jsonl`.
+    """
+    lines = file.endswith('.jsonl') if lines is None else lines
+    handle.seek(0)
+    stream = open(handle.fileno(), encoding='utf-8-sig', newline='\n', closefd=False)
+    rows = _json_lines(stream, file) if lines else _json_list(stream, file)
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f'{file} is not UTF-8 text ({error.reason} after row {count - 1}): convert or download it again'
+        ) from None
+    if not count:
+        raise InputError(f'{file} holds no rows: an annotation file needs at least one')
+
+
+def _json_lines(stream: TextIO, file: str) -> Iterator[object]:
+    for number, line in enumerate(stream, 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = not line.endswith('\n')
+            what = 'is cut off in its last line' if cut else 'is not valid JSON Lines'
+            raise InputError(
+                f'{file} {what}: line {number}, column {error.colno}: {error.msg}; download or write the file again'
+            ) from None
+        yield row
+
+
+def _json_list(stream: TextIO, file: str) -> Iterator[object]:
+    decode = json.JSONDecoder().raw_decode
+    text, passed, row = stream.read(CHUNK).lstrip(), 0, 0  # passed: characters of the file before `text`
+    if not text:
+        raise InputError(f'{file} is empty: download or write the file again')
+    if text[0] != '[':
+        raise InputError(
+            f'{file} must be a JSON list of objects, but it starts with {short(text[:20])}: '
+            f"convert a release's own files with python -m dataset.prepare"
+        )
+    start = 1  # where the next row, or the comma before it, is looked for
+    while True:
+        try:
+            at = _blank(text, start).end()
+            if text[at] == ']':
+                break
+            if row:
+                if text[at] != ',':
+                    raise json.JSONDecodeError("expecting ',' or ']'", text, at)
+                at = _blank(text, at + 1).end()
+            value, end = decode(text, at)
+        except (IndexError, json.JSONDecodeError) as error:
+            unfinished = _may_continue(error, text)
+            more = stream.read(max(CHUNK, len(text) - start)) if unfinished else ''
+            if more:
+                text, passed, start = text[start:] + more, passed + start, 0
+                continue
+            where = f'row {row}, character {passed + getattr(error, "pos", len(text))}'
+            what = 'is cut off' if unfinished else f'is not valid JSON ({getattr(error, "msg", error)})'
+            raise InputError(f'{file} {what} at {where}: download or write the file again') from None
+        yield value
+        row, start = row + 1, end
+    if text[at + 1 :].strip() or stream.read().strip():
+        raise InputError(f'{file} goes on after the end of its list, character {passed + at}: write the file again')
+
+
+def _may_continue(error: Exception, text: str) -> bool:
+    """Whether more text could have prevented `error`; the longest token that fails only at its end is 12 characters."""
+    if isinstance(error, IndexError):
+        return True
+    return error.msg.startswith('Unterminated string') or error.pos > len(text) - 16

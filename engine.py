@@ -1,0 +1,214 @@
+"""`TrainingRun`: the bookkeeping around the two training loops that every script writes out itself.
+
+    run = TrainingRun('pretrain', model, dataset, args, config, device, metrics, batch_size, epochs, state)
+    run.begin(resume_from)
+    for epoch in run.epochs():
+        for batch in run.batches():                  # on the device
+            loss = model(...)
+            run.optimize(loss)                       # learning rate, backward pass, clipping, step
+            run.log(loss=loss)                       # never waits for the device
+        record = run.summary() | evaluate(...)       # {epoch, train_lr, train_METRIC: mean over all ranks}
+        run.plan.set_random_order(epoch + 1)         # or GRIT's order
+        run.end_epoch(record, metric=...)            # checkpoint, log.txt, checkpoint_best.pth
+
+Invariants: 1. A checkpoint is written only between two bodies of the inner loop or in `end_epoch`; its position names
+the next batch.
+2. Whatever outlives a step is in the model, the optimizer, a default random generator, or an entry of `state`: an
+object with
+   `state_dict` and `load_state_dict`, and with `reset` if the end of an epoch resets it.
+3. Nothing here draws from a default random generator; the learning rate is a function of (epoch, step).
+4. `begin`, `batches`, `optimize`, `summary` and `end_epoch` are collectives: every rank calls them alike.
+5. Leaving the inner loop early, or not setting the order of the next epoch, fails an assertion.
+"""
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataset.base import BadImages, TrainingSet
+from dataset.grit.epoch_plan import EpochPlan
+from dataset.loader import create_loader, move_batch
+from dataset.samplers import EpochBatches, PositionSampler
+from optim import create_optimizer, set_learning_rate
+from scheduler import distillation_weight, learning_rate
+from utils import distributed
+from utils.checkpoint import STEP_FILE, Status, complete_epoch, find_run, resume_run, save_run
+from utils.log import Averages, Progress, print_rank0, start_log, write_log
+
+
+def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
+    """The checkpoint that `--resume` continues from, or None (a collective).
+
+    With --evaluate there is nothing to continue; the checkpoint to resume is then the one to evaluate:
+    `args.checkpoint`.
+    """
+    resume_from = find_run(args.output_dir, task, args.checkpoint) if args.resume else None
+    if args.evaluate:
+        args.checkpoint = resume_from or args.checkpoint
+        return None
+    return resume_from
+
+
+class TrainingRun:
+    """A run of one script: see the module's docstring.
+
+    model: on its device, wrapped if several processes train it. metrics: the names that `log` takes. batch_size: per
+    process. epochs: how many to train. state: {name: object}, see invariant 2; each rank saves its own.
+
+    Attributes for the script: `plan` (`EpochPlan`), `steps` (per epoch), `epoch`, `step`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        model: nn.Module,
+        dataset: TrainingSet,
+        args: argparse.Namespace,
+        config: Mapping[str, Any],
+        device: torch.device,
+        metrics: Iterable[str],
+        batch_size: int,
+        epochs: int,
+        state: Mapping[str, Any] | None = None,
+    ):
+        self.task, self.model, self.config, self.device = task, model, config, device
+        self.folder, self.batch_size, self.last_epoch = args.output_dir, batch_size, epochs
+        self.unit = dataset.unit
+        self.plan = EpochPlan(len(dataset), batch_size, distributed.rank(), distributed.world_size(), args.seed)
+        self.sampler = EpochBatches()
+        self.loader = create_loader(dataset, self.sampler, config['num_workers'], device)
+        self.optimizer = create_optimizer(config['optimizer'], model)
+        self.averages = Averages(metrics, device)
+        self.bad_images = BadImages(args.output_dir, len(dataset))
+        self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
+        self.status = Status()
+        print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps
+
+    @property
+    def epoch(self) -> int:
+        return self.status.epoch
+
+    @property
+    def step(self) -> int:
+        return self.status.step
+
+    def begin(self, resume_from: str | None = None, order: Tensor | None = None) -> None:
+        """Restore the run of a checkpoint, or start a new one.
+
+        order: [n] int64, the examples of a new run's first epoch, of all ranks; random if None.
+        """
+        if resume_from:
+            self.status = resume_run(resume_from, self.task, self.model, self.optimizer, self.config, self.state)
+        else:
+            start_log(self.folder)
+            if order is None:
+                self.plan.set_random_order(0)
+            else:
+                self.plan.set_order(order)
+        write_log(self.folder, self.status.records)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs from the run's position on."""
+        for epoch in range(self.epoch, self.last_epoch):
+            self.started, self.completed, self.planned_order = time.perf_counter(), False, self.plan.order
+            yield epoch
+            assert self.epoch == epoch + 1, 'the epoch was left without end_epoch'
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """The batches of the epoch from the run's position on, on the device.
+
+        After each body: record unreadable images, report progress, write the checkpoint of `save_every`.
+        """
+        self.model.train()
+        first = self.step
+        self.sampler.set_epoch(self.epoch, PositionSampler(self.plan.order, self.batch_size, first))
+        unit_size, every = self.batch_size * distributed.world_size(), self.config['print_freq']
+        progress = Progress(f'epoch {self.epoch}', self.steps, first, every, unit_size, self.unit, self.device)
+        for step, batch in enumerate(self.loader, start=first):
+            self.status.step = step
+            yield move_batch(batch, self.device)
+            self.bad_images.record(batch['bad'])
+            if progress.due(step):
+                progress.report(step, lr=self.learning_rate(), **self.averages.recent())
+            self._save_inside_epoch(step + 1)
+        progress.close()
+        self.completed = True
+
+    def learning_rate(self) -> float:
+        """The learning rate of the current step."""
+        return learning_rate(self.config['schedular'], self.epoch, self.step)
+
+    def distillation_weight(self) -> float:
+        """alpha of the current step: the weight of the momentum model's predictions in the targets."""
+        return distillation_weight(self.config, self.epoch, self.step, self.steps)
+
+    def optimize(self, loss: Tensor) -> None:
+        """One optimizer step on a loss, at the learning rate of (epoch, step), with `clip_grad_norm` if it is set."""
+        set_learning_rate(self.optimizer, self.learning_rate())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config['clip_grad_norm']:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config['clip_grad_norm'])
+        self.optimizer.step()
+
+    def log(self, **values: Tensor | float) -> None:
+        """Add the metrics of a step, one value for each name. Never waits for the device."""
+        self.averages.update(**values)
+
+    def summary(self) -> dict[str, Any]:
+        """The epoch's record so far: {epoch, train_lr of the last step, train_METRIC: mean over steps and ranks}."""
+        assert self.completed, 'the epoch was left before its last batch'
+        means = {f'train_{name}': value for name, value in self.averages.epoch().items()}
+        return {'epoch': self.epoch, 'train_lr': self.learning_rate(), **means}
+
+    def seconds(self) -> float:
+        """Since the epoch began, or was resumed."""
+        return time.perf_counter() - self.started
+
+    def end_epoch(self, record: dict[str, Any], metric: float | None = None) -> None:
+        """Reset what an epoch accumulates and write its checkpoint and its line of log.txt.
+
+        metric: the validation metric, larger is better; checkpoint_best.pth is that of the best epoch.
+        """
+        assert self.completed, 'the epoch was left before its last batch'
+        assert self.plan.order is not self.planned_order, 'the order of the next epoch was not set'
+        for part in self.state.values():
+            if hasattr(part, 'reset'):
+                part.reset()
+        self.bad_images.write()
+        self.status = complete_epoch(
+            self.folder, self.task, self.status, record, self.model, self.optimizer, self.config, self.state, metric
+        )
+        trained = {name: value for name, value in record.items() if not name.startswith(('val_', 'test_'))}
+        print_rank0('  '.join(f'{name} {value:.6g}' for name, value in trained.items()))
+        print_rank0(f'epoch {record["epoch"]} took {self.seconds():.1f} s')
+
+    def evaluation_batches(self) -> Iterator[dict[str, Any]]:
+        """The batches of a random epoch, on the device, without bookkeeping: for --evaluate on the training files."""
+        self.plan.set_random_order(0)
+        self.sampler.set_epoch(0, PositionSampler(self.plan.order, self.batch_size))
+        for batch in self.loader:
+            yield move_batch(batch, self.device)
+
+    def _save_inside_epoch(self, next_step: int) -> None:
+        """Write checkpoint_step.pth every `save_every` steps of the run, but not at the end of an epoch."""
+        every = self.config['save_every']
+        if every and (self.epoch * self.steps + next_step) % every == 0 and next_step < self.steps:
+            self.status.step = next_step
+            save_run(
+                f'{self.folder}/{STEP_FILE}',
+                self.task,
+                self.status,
+                self.model,
+                self.optimizer,
+                self.config,
+                self.state,
+            )

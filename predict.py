@@ -1,0 +1,81 @@
+"""Use a trained checkpoint: answer a question about one image.
+
+    python predict.py answer --checkpoint output/vqa/checkpoint_07.pth --image a.jpg --question "what color is the cat?"
+
+Configuration, answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from dataset.text import pre_question
+from dataset.tokens import tokenize
+from dataset.transforms import eval_transform
+from dataset.vqa_dataset import TEST_WORDS, AnswerList, read_answer_list
+from models import create_model
+from models.tokenization_bert import create_tokenizer, unpack_tokenizer
+from models.weights import is_vqa, load_vqa, model_state, read_checkpoint
+from utils import distributed
+from utils.arguments import Parser
+from utils.config import apply_overrides, read_yaml, resolve
+from utils.entry import run_main
+from utils.errors import InputError
+from utils.setup import autocast
+
+SHOWN = 5  # answers to a question
+
+
+@torch.no_grad()
+def answer(args: argparse.Namespace) -> None:
+    """Print the best answers to the questions of the command line, with their probabilities."""
+    checkpoint = read_checkpoint(args.checkpoint)
+    state = model_state(checkpoint, args.checkpoint)
+    if not is_vqa(state):
+        raise InputError(f'--checkpoint {args.checkpoint}: it has no answer decoder; give one that VQA.py wrote')
+    own = 'config' in checkpoint and not args.config
+    if not own and not args.config:
+        raise InputError(f'--checkpoint {args.checkpoint}: it has no configuration; give one with --config')
+    config, source = (checkpoint['config'], args.checkpoint) if own else (read_yaml(args.config), args.config)
+    config = resolve('vqa', apply_overrides(config, args.set), source)[0] | {'distill': False}
+    saved = checkpoint['ranks'][0]['answers'] if 'ranks' in checkpoint else None
+    if saved and not args.text_encoder:
+        tokenizer = unpack_tokenizer(saved['tokenizer'])
+    else:
+        tokenizer = create_tokenizer(args.text_encoder or 'bert-base-uncased', config['bert_config']['vocab_size'])
+    texts = saved['texts'] if saved and own else read_answer_list(config['answer_list'])
+    answers = AnswerList(texts, tokenizer, config['eos'])
+
+    device = distributed.choose_device(args.device)
+    model = create_model('vqa', config, tokenizer).eval()
+    load_vqa(model, state, args.checkpoint)
+    model.to(device)
+    image = eval_transform(config)(args.image)[None].to(device)
+    for question in args.question:
+        text = tokenize(tokenizer, [pre_question(question, TEST_WORDS)]).to(device)
+        with autocast(device, config):
+            ids, probabilities = model.rank_answers(image, text, answers.tokens.to(device), config['k_test'])
+        print(question)
+        for number, probability in list(zip(ids[0].tolist(), probabilities[0].tolist(), strict=True))[:SHOWN]:
+            print(f'{100 * probability:7.2f} %  {answers.texts[number]}')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    ask = commands.add_parser('answer', help='answer questions about one image')
+    ask.add_argument('--checkpoint', required=True, help='a checkpoint that VQA.py wrote')
+    ask.add_argument('--image', required=True, help='the image file')
+    ask.add_argument('--question', required=True, action='append', help='a question about the image; may be repeated')
+    ask.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
+    ask.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='set a key of the configuration')
+    ask.add_argument(
+        '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
+    )
+    ask.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
+    answer(parser.parse_args(argv))
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,240 @@
+"""The table of configuration keys: what each means, which values it takes, which tasks read it, its default."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR, VQA = TASKS = ('pretrain', 'retrieval', 'nlvr_pretrain', 'nlvr', 'vqa')
+REQUIRED = object()
+Check = Callable[[Any], Any]
+
+# ---- checks: each returns the value to use, or raises ValueError with a message "must be ..." ----
+
+
+def _check(test: Callable[[Any], Any], words: str) -> Check:
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(f'must be {words}')
+        return value
+
+    return check
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and 0 < value[0] <= value[1] <= 1
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(x) and 0 <= x < 1 for x in value)
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+def one_of(*choices: Any) -> Check:
+    return _check(lambda value: value in choices, 'one of ' + ', '.join(map(str, choices)))
+
+
+def optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+def files(value: Any) -> list[str]:
+    """A path or a list of paths -> a list of paths."""
+    value = [value] if isinstance(value, str) else value
+    if not value or not _are_strings(value):
+        raise ValueError('must be a path or a list of paths')
+    return value
+
+
+count = _check(lambda value: _is_int(value) and value >= 1, 'an integer of at least 1')
+count0 = _check(lambda value: _is_int(value) and value >= 0, 'an integer of at least 0')
+positive = _check(lambda value: _is_number(value) and value > 0, 'a number above 0')
+nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a number of at least 0')
+fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
+boolean = _check(lambda value: isinstance(value, bool), 'true or false')
+string = _check(lambda value: isinstance(value, str), 'a string')
+path_or_mapping = _check(lambda value: isinstance(value, (str, dict)), 'a path or a mapping')
+boolean_or_path = _check(lambda value: isinstance(value, (bool, str)), 'true, false or a path')
+boolean_or_names = _check(
+    lambda value: isinstance(value, bool) or value and _are_strings(value), 'true, false or a list of names'
+)
+scale = _check(_is_range, 'two numbers [low, high] with 0 < low <= high <= 1')
+betas = _check(_are_betas, 'two numbers from 0 to below 1')
+names = _check(_are_strings, 'a list of names')
+mapping = _check(lambda value: isinstance(value, dict), 'a mapping')
+
+# ---- keys ----
+
+
+@dataclass(frozen=True)
+class Key:
+    """One known key.
+
+    meaning: one line. check: see above. default: a value, or a function of the task that makes one. tasks: those that
+    read the key, all if empty. shapes_model: whether `create_model` reads it.
+    """
+
+    meaning: str
+    check: Check
+    default: Any = REQUIRED
+    tasks: tuple[str, ...] = ()
+    shapes_model: bool = False
+
+    def read_by(self, task: str) -> bool:
+        return not self.tasks or task in self.tasks
+
+    def default_for(self, task: str) -> Any:
+        return self.default(task) if callable(self.default) else self.default
+
+
+def _model(meaning: str, check: Check, default: Any = REQUIRED, tasks: tuple[str, ...] = ()) -> Key:
+    return Key(meaning, check, default, tasks, shapes_model=True)
+
+
+def _crop_scale(task: str) -> list[float]:
+    return [0.2, 1.0] if task in (PRETRAIN, NLVR_PRETRAIN) else [0.5, 1.0]
+
+
+FINETUNING = (RETRIEVAL, NLVR, VQA)
+KEYS = {
+    # model
+    'image_res': _model('image resolution R in pixels', count),
+    'vit': _model('shape of the image encoder (section)', mapping, lambda task: {}),
+    'bert_config': _model(
+        'shape of the text encoder: a file, or the mapping itself (`base: FILE` and changes)', path_or_mapping
+    ),
+    'vision_width': _model('width of the image encoder; must equal vit.embed_dim', optional(count), None),
+    'embed_dim': _model('size of the features of ITC', count, 256, (PRETRAIN, RETRIEVAL, NLVR_PRETRAIN)),
+    'temp': _model('temperature of ITC at the start', positive, 0.07, (PRETRAIN, RETRIEVAL)),
+    'mlm_probability': _model('share of the tokens that MLM masks', fraction, 0.5, (PRETRAIN,)),
+    'consistency_weight': _model('weight of the consistency loss', nonnegative, 0.2, (PRETRAIN,)),
+    'itm_negatives': _model(
+        'negatives of ITM: the hardest of the batch, or sampled', one_of('hard', 'sampled'), 'hard', (PRETRAIN,)
+    ),
+    'exclude_equal_negatives': _model(
+        'no negatives with an equal caption or image', boolean, False, (PRETRAIN, NLVR_PRETRAIN)
+    ),
+    'use_momentum': _model('momentum encoders and a queue of their features', boolean, False, (RETRIEVAL,)),
+    'momentum': _model('momentum m: copy = m * copy + (1 - m) * weights', fraction, 0.995, FINETUNING),
+    'distill': _model('soft targets from the momentum model', boolean, False, FINETUNING),
+    'rank_first_token_once': _model(
+        "count an answer's first token once, not twice as officially", boolean, False, (VQA,)
+    ),
+    'grad_checkpointing': _model('recompute activations: less memory, more time', boolean, False),
+    'queue_size': _model(
+        'pretrain: features GRIT collects before grouping (L), per process; retrieval: momentum features in the queue',
+        count,
+        lambda task: 48000 if task == PRETRAIN else 65280,
+        (PRETRAIN, RETRIEVAL),
+    ),
+    # data
+    'train_file': Key('annotation files to train on', files),
+    'val_file': Key('annotation files of validation', optional(files), None, FINETUNING),
+    'test_file': Key('annotation files of the test split', optional(files), None, FINETUNING),
+    'image_root': Key(
+        'folder that relative image paths start from', string, '', (PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR)
+    ),
+    'vqa_root': Key('folder of the images of VQA', string, '', (VQA,)),
+    'vg_root': Key('folder of the images of Visual Genome', string, '', (VQA,)),
+    'answer_list': Key('JSON list of the answers to choose from', string, REQUIRED, (VQA,)),
+    'eos': Key('token that ends an answer', string, '[SEP]', (VQA,)),
+    'annotation_cache': Key('folder of the annotation caches (default: beside each file)', optional(string), None),
+    'crop_scale': Key('random crop: share of the image area [low, high]', scale, _crop_scale),
+    'flip': Key('random horizontal flip', boolean, True),
+    'randaugment': Key('RandAugment: true, false, or the names of the operations', boolean_or_names, True),
+    'reduced_decode': Key('decode JPEG files no larger than needed; false gives the official pixels', boolean, True),
+    'num_workers': Key('loader processes of each training process', count0, 4),
+    'on_bad_image': Key('an unreadable image is replaced and counted, or an error', one_of('skip', 'error'), 'skip'),
+    # batches
+    'batch_size': Key('examples per step and process (N)', count, REQUIRED, (PRETRAIN, NLVR_PRETRAIN, NLVR)),
+    'batch_size_train': Key('examples per step and process', count, REQUIRED, (RETRIEVAL, VQA)),
+    'batch_size_test': Key('examples per evaluation step and process', count, REQUIRED, (RETRIEVAL, VQA)),
+    'sampler': Key('mini-batches: grouped by GRIT, or random', one_of('grit', 'random'), 'grit', (PRETRAIN,)),
+    'search_space': Key('examples that GRIT groups into one chain (M), per process', count, 1920, (PRETRAIN,)),
+    'grit_from_epoch': Key('first epoch of GRIT; epoch 0 is always random', count0, 0, (PRETRAIN,)),
+    'hard_negatives_from_epoch': Key('first epoch of itm_negatives; sampled before', count0, 0, (PRETRAIN,)),
+    # optimization
+    'optimizer': Key('AdamW (section)', mapping),
+    'schedular': Key('learning rate schedule (section)', mapping),
+    'train_epochs': Key('epochs to train; may be fewer than schedular.epochs', optional(count), None, (PRETRAIN,)),
+    'precision': Key('fp32, or matrix products in bfloat16', one_of('fp32', 'bf16'), 'fp32'),
+    'compile': Key('torch.compile every transformer layer', boolean, False),
+    'clip_grad_norm': Key('largest norm of the gradient', optional(positive), None),
+    'alpha': Key("distill: weight of the momentum model's predictions", nonnegative, 0, FINETUNING),
+    'warm_up': Key('raise alpha from 0 over epoch 0', boolean, True, FINETUNING),
+    'eval_ema': Key('evaluate the momentum copy; needs distill', boolean, False, (NLVR,)),
+    'init_deit': Key(
+        'image encoder at the start: DeiT-B/16 from the hub, random, or a file', boolean_or_path, True, (PRETRAIN,)
+    ),
+    # evaluation
+    'k_test': Key('candidates that are re-ranked (retrieval: 0 = ITC only)', count0, 128, (RETRIEVAL, VQA)),
+    'keep_embeds': Key('where image tokens wait for re-ranking', one_of('device', 'cpu'), 'device', (RETRIEVAL,)),
+    # output
+    'print_freq': Key('steps between two lines of progress', count, 50),
+    'save_every': Key('steps between two checkpoints inside an epoch', optional(count), None),
+    'keep_checkpoints': Key('newest epoch checkpoints to keep (default: all)', optional(count), None),
+}
+
+SECTIONS = {
+    'optimizer': {
+        'opt': Key('the optimizer: adamW', string, 'adamW'),
+        'lr': Key('peak learning rate', positive),
+        'weight_decay': Key('weight decay', nonnegative, 0.02),
+        'betas': Key('betas of Adam', betas, lambda task: [0.9, 0.999]),
+        'eps': Key('epsilon of Adam', positive, 1e-8),
+        'no_decay': Key('parameters without weight decay besides biases and 1-D ones', names, lambda task: []),
+    },
+    'schedular': {
+        'sched': Key('the schedule: cosine', one_of('cosine'), 'cosine'),
+        'lr': Key('if given, must equal optimizer.lr', optional(positive), None),
+        'epochs': Key('epochs of the cosine', count),
+        'min_lr': Key('learning rate at its end', nonnegative),
+        'decay_rate': Key('only 1', one_of(1), 1),
+        'warmup_lr': Key('learning rate at the start', nonnegative),
+        'warmup_epochs': Key('warm-up in epoch 0: steps of 100 iterations each', count0, 0),
+        'cooldown_epochs': Key('no effect, as officially', count0, 0),
+    },
+    'vit': {
+        'patch_size': Key('pixels of a patch side', count, 16),
+        'embed_dim': Key('width', count, 768),
+        'depth': Key('layers', count, 12),
+        'num_heads': Key('attention heads', count, 12),
+        'mlp_ratio': Key('width of the MLP by the width', positive, 4),
+    },
+}
+
+
+def key_table() -> str:
+    """All keys as a Markdown table: key, meaning, default, tasks."""
+    lines = ['| key | meaning | default | tasks |', '|---|---|---|---|']
+    for name, key in KEYS.items():
+        lines.append(_row(name, key))
+        lines += [_row(f'{name}.{inner}', entry) for inner, entry in SECTIONS.get(name, {}).items()]
+    return '\n'.join(lines)
+
+
+def _row(name: str, key: Key) -> str:
+    tasks = key.tasks or TASKS
+    defaults = {task: 'required' if key.default is REQUIRED else _shown(key.default_for(task)) for task in tasks}
+    if len(set(defaults.values())) == 1:
+        default = next(iter(defaults.values()))
+    else:
+        default = '; '.join(f'{task}: {value}' for task, value in defaults.items())
+    return f'| `{name}` | {key.meaning} | {default} | {", ".join(key.tasks) or "all"} |'
+
+
+def _shown(value: Any) -> str:
+    """A default as YAML writes it."""
+    if value is None or value == '':
+        return '-'
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,58 @@
+"""How every script and tool ends: one line for an error that the user can correct, a traceback for a bug."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from utils import distributed
+from utils.errors import InputError
+
+EXIT_CODE = 2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_main(main: Callable[[], object]) -> NoReturn:
+    """Run a script's `main` and exit: code 0, or 2 with one line on stderr where the user can correct the error.
+
+    Of several processes only the first that fails prints. `--debug` on the command line keeps the traceback.
+    """
+    debug = '--debug' in sys.argv
+    try:
+        code = main()
+    except Exception as error:
+        if debug:
+            raise
+        message = user_message(error)
+        if not distributed.claim_failure():  # another process printed its error; this one is likely its consequence
+            exit_now(EXIT_CODE)
+        if message is None:
+            raise
+        print(f'error: {message}', file=sys.stderr, flush=True)
+        exit_now(EXIT_CODE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def exit_now(code: int) -> NoReturn:
+    """Exit; as one of several processes at once, because the others may never answer the farewell of a process "
+    "group."""
+    if distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def user_message(error: BaseException) -> str | None:
+    """The line to print for an error that the user can correct; None for a bug."""
+    if isinstance(error, InputError):
+        text = str(error)
+        if text.startswith('Caught '):  # from a DataLoader worker: its traceback stands before the message
+            text = text.partition(f'{type(error).__name__}: ')[2]
+        return ' '.join(text.split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{os.fspath(error.filename)!s}: {error.strerror}'
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f'{error.strerror}: make room and start again with --resume'
+    return None
