@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python demo.py --setup_seconds "$$(cat $(VENV)/.ready)"
@@ -13,11 +13,16 @@ test: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-# The environment, made once and again whenever the requirements change.
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The environment, made once, and again when the requirements change.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
-	@echo 'setting up $(VENV): PyTorch and what else the requirements name, several GB'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo 'setting up $(VENV): PyTorch and the other requirements, several GB'
 	start=$$(date +%s); \
 	{ test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt && \

@@ -1,42 +1,47 @@
-"""The demo: make a world, pre-train on it with GRIT, and look for unseen scenes. `make demo` calls it.
+"""The demo: make the synthetic dataset, pre-train on it with GRIT, retrieve unseen scenes. `make demo` calls it.
 
-Every step is one command of this repository, printed before it runs, and each goes on where it was interrupted.
+Every step is one command of this repository, printed before it runs; an interrupted step continues at the next call.
 """
 
-import argparse
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-WORLD, OUTPUT = Path('output/shapes'), Path('output/demo')
+from utils.arguments import Parser
+from utils.entry import run_main
+from utils.errors import InputError
+from utils.files import atomic_write
+
+DATA, OUTPUT = Path('output/shapes'), Path('output/demo')
 CONFIGS = 'configs/shapes'
-MAJORITY_LOSS = 0.6365  # of image-text matching that always answers "no match"
+MAJORITY_LOSS = 0.6365  # of ITM that always predicts "no match"
 KEYS = ('txt_r1', 'txt_r5', 'txt_r10', 'img_r1', 'img_r5', 'img_r10')
 
 
-def step(title, command):
-    """Run one command of the repository and say what it is. Returns the seconds it took."""
+def step(title: str, command: Sequence[str]) -> float:
+    """Run one command of the repository. Returns the seconds it took."""
     print(f'\n=== {title}\n$ {shlex.join(["python", *command])}', flush=True)
-    began = time.perf_counter()
+    started = time.perf_counter()
     done = subprocess.run([sys.executable, *command])
     if done.returncode:
-        sys.exit(
-            f'demo: this step failed (exit code {done.returncode}); the command above can be run alone, and `make '
-            'demo` goes on where it stopped'
+        raise InputError(
+            f'this step failed (exit code {done.returncode}); see above; `make demo` continues where it stopped'
         )
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
-def last_record(folder):
+def last_record(folder: Path) -> dict[str, Any]:
+    """The last record of a folder's log.txt."""
     return json.loads(Path(folder, 'log.txt').read_text().splitlines()[-1])
 
 
-def chance_of(rows):
+def chance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Recall in percent of a random ranking: {key: percent}, for rows with a list of captions each."""
     texts = sum(len(row['caption']) for row in rows)
     chance = {}
@@ -47,81 +52,62 @@ def chance_of(rows):
     return chance
 
 
-def table(report):
-    """The figures as lines: contrast alone, re-ranked, chance."""
+def table(report: Mapping[str, Any]) -> Iterator[str]:
+    """The metrics as lines: ITC only, re-ranked, chance."""
     yield f'{"recall on unseen scenes, %":28}' + ''.join(f'{key.replace("_r", " R@"):>9}' for key in KEYS)
-    for name, words in (('itc', 'contrast alone'), ('reranked', 're-ranked by matching'), ('chance', 'chance')):
+    for name, words in (('itc', 'ITC only'), ('reranked', 're-ranked by ITM'), ('chance', 'chance')):
         yield f'{words:28}' + ''.join(f'{report[name][key]:9.1f}' for key in KEYS)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--setup_seconds', type=float, default=0, help='what the set-up took, to be told beside the run time'
-    )
+def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
+    """Pre-train, retrieve, draw the mini-batches -> the report. seconds: what the earlier steps took."""
+    pretrain, zero_shot = OUTPUT / 'pretrain', OUTPUT / 'zero_shot'
+    common = ['--text_encoder', str(DATA / 'vocab'), '--device', 'cpu']
+    command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume', *common]
+    seconds += step('Pre-training with GRIT', command)
+    newest = max(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--checkpoint', str(newest)]
+    command += ['--output_dir', str(zero_shot), '--set', 'val_file=null', '--page', str(OUTPUT / 'retrieval.html')]
+    seconds += step('Zero-shot retrieval on unseen scenes', [*command, *common])
+    command = ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')]
+    seconds += step('A picture of the mini-batches', command)
+    found = last_record(zero_shot)
+    return {
+        'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
+        'reranked': {key: found[f'test_{key}'] for key in KEYS},
+        'chance': chance_of(json.loads((DATA / 'retrieval_test.json').read_text())),
+        'loss_itm': last_record(pretrain)['train_loss_itm'],
+        'seconds': round(seconds, 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument('--setup_seconds', type=float, default=0, help='seconds of the set-up, shown with the run time')
     args = parser.parse_args(argv)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
     report_path = OUTPUT / 'report.json'
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
     reused = bool(report)
 
-    seconds = step('The world: coloured shapes with captions', ['-m', 'dataset.shapes', '--out', str(WORLD)])
+    seconds = step('The synthetic dataset: colored shapes with captions', ['-m', 'dataset.shapes', '--out', str(DATA)])
     if not reused:
-        pretrain, zero_shot = OUTPUT / 'pretrain', OUTPUT / 'zero_shot'
-        common = ['--text_encoder', str(WORLD / 'vocab'), '--device', 'cpu']
-        seconds += step(
-            'Pre-training with GRIT',
-            ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume', *common],
-        )
-        newest = max(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
-        seconds += step(
-            'Zero-shot retrieval on unseen scenes',
-            [
-                'Retrieval.py',
-                '--config',
-                f'{CONFIGS}/Retrieval.yaml',
-                '--evaluate',
-                '--checkpoint',
-                str(newest),
-                '--output_dir',
-                str(zero_shot),
-                '--set',
-                'val_file=null',
-                '--page',
-                str(OUTPUT / 'retrieval.html'),
-                *common,
-            ],
-        )
-        seconds += step(
-            'A picture of the mini-batches',
-            ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')],
-        )
-        found = last_record(zero_shot)
-        rows = json.loads((WORLD / 'retrieval_test.json').read_text())
-        report = {
-            'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
-            'reranked': {key: found[f'test_{key}'] for key in KEYS},
-            'chance': chance_of(rows),
-            'loss_itm': last_record(pretrain)['train_loss_itm'],
-            'seconds': round(seconds, 1),
-        }
-        temporary = report_path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(report, indent=1))
-        os.replace(temporary, report_path)
+        report = pretrain_and_retrieve(seconds)
+        with atomic_write(report_path) as file:
+            json.dump(report, file, indent=1)
 
-    print('\n=== What came out' + (' of the finished run, reused (remove output/demo for a new one)' if reused else ''))
+    print('\n=== Results' + (' of the finished run, reused (remove output/demo for a new one)' if reused else ''))
     print(f'set-up {args.setup_seconds:.0f} s, run {report["seconds"]:.0f} s\n')
     print('\n'.join(table(report)))
     itm = report['loss_itm']
-    print(f'\nmatching loss (ITM) {itm:.4f}; always answering "no match" gives {MAJORITY_LOSS}')
+    print(f'\nITM loss {itm:.4f}; predicting "no match" for every pair gives {MAJORITY_LOSS}')
     if itm > MAJORITY_LOSS - 0.01:
-        print('In these few minutes matching has learned nothing beyond "no match", so re-ranking by it does not help.')
+        print('ITM predicts "no match" for every pair: it has learned nothing yet, so re-ranking by it does not help.')
     print(
         f"\nGRIT's mini-batches beside random ones: {OUTPUT}/hard_batches.png\n"
-        f'queries with what they found:            {OUTPUT}/retrieval.html\n'
-        f'figures:                                 {report_path}'
+        f'queries and what the model found:      {OUTPUT}/retrieval.html\n'
+        f'metrics:                               {report_path}'
     )
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -1,11 +1,12 @@
-"""Memory and start-up time of annotations: the mapped cache against a list of dicts.
+"""Memory and start-up time of annotations: the mapped cache compared with a list of dicts.
 
     python benchmarks/bench_annotations.py --pairs 4000000 --workers 2
 
-Writes a file of made-up pairs to a temporary folder, which it removes at the end (1.5 GB for four million pairs), and
-prints a table. `private` is what a process adds to the machine's use of memory, after the imports that any training
-needs (Python, NumPy): private pages other than those of the mapped file. Those, `mapped`, are the system's page cache:
-one copy for all processes, which the system drops when it needs the room. Workers are forked, and read random rows.
+It writes a file of random pairs to a temporary folder, which it removes at the end (1.5 GB for four million pairs), and
+prints a table. `private` is the memory that a process needs after the imports that every training run needs (Python,
+NumPy): private pages except those of the mapped file. `mapped` are the pages of that file. They are in the system's
+page cache: one copy for all processes, which the system drops when it needs the memory. Workers are forked, and read
+random rows.
 """
 
 import argparse
@@ -13,20 +14,41 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import NamedTuple
 
-import numpy  # noqa: F401  so that it is part of what a process has before
+import numpy  # noqa: F401  so that its memory is part of what a process has before
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WORDS = 'a man woman dog cat red green street house on in with the of two riding standing holding plate train'.split()
 MIB = 1 << 20
 
 
+class Reading(NamedTuple):
+    """What a worker measured."""
+
+    private: int  # bytes
+    mapped: int  # bytes
+    microseconds: float  # per row
+
+
+class Measurement(NamedTuple):
+    """What the process that opens the annotations measured; memory in bytes."""
+
+    seconds: float  # to the first row
+    private: int  # added since before the annotations were opened
+    mapped: int
+    peak: int  # resident
+    workers: list[Reading]
+
+
 def write_pairs(path: str, count: int) -> None:
-    """A pre-training file in the official layout: one caption a pair, of about 60 letters as in the web collections."""
+    """A pre-training file in the official format: one caption per pair, of about 60 letters as in web data."""
     draw = random.Random(0)
     with open(path, 'w') as out:
         for i in range(count):
@@ -43,7 +65,7 @@ def memory() -> tuple[int, int]:
     with open('/proc/self/smaps') as lines:
         for line in lines:
             name, *values = line.split()
-            if '-' in name:  # the line that opens a mapping
+            if '-' in name:  # the first line of a mapping
                 in_cache = line.rstrip().endswith('.arrow')
             elif in_cache and name == 'Rss:':
                 mapped += int(values[0]) * 1024
@@ -52,8 +74,14 @@ def memory() -> tuple[int, int]:
     return private, mapped
 
 
-def read_at_random(rows, seed: int, count: int) -> float:
-    """Microseconds a row."""
+def peak_resident() -> int:
+    """The peak resident bytes of this process; getrusage would count its parent's before exec."""
+    with open('/proc/self/status') as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM:'))
+
+
+def read_at_random(rows: Sequence[dict], seed: int, count: int) -> float:
+    """Read `count` random rows -> microseconds per row."""
     draw = random.Random(seed).randrange
     begin = time.perf_counter()
     for _ in range(count):
@@ -61,16 +89,16 @@ def read_at_random(rows, seed: int, count: int) -> float:
     return (time.perf_counter() - begin) / count * 1e6
 
 
-def worker(rows, seed: int, reads: int, results, together) -> None:
-    pace = read_at_random(rows, seed, reads)
-    together.wait()  # measured while all have read what they read
-    private, mapped = memory()
-    results.put((private, mapped, pace))
-    together.wait()
+def work(rows: Sequence[dict], seed: int, reads: int, results, barrier) -> None:
+    """Read random rows, then measure while all workers still have what they read."""
+    microseconds = read_at_random(rows, seed, reads)
+    barrier.wait()
+    results.put(Reading(*memory(), microseconds))
+    barrier.wait()
 
 
-def measure(how: str, path: str, workers: int, reads: int, pipe) -> None:
-    """In a process of its own: open, read the first row, then let the workers read."""
+def measure(how: str, path: str, workers: int, reads: int, pipe: Connection) -> None:
+    """In a process of its own: open the annotations (`how`: cache or dicts), read the first row, start the workers."""
     before = memory()[0]
     begin = time.perf_counter()
     if how == 'dicts':
@@ -81,26 +109,26 @@ def measure(how: str, path: str, workers: int, reads: int, pipe) -> None:
 
         rows = load_annotations(path, 'pretrain')
     assert len(rows[0]['image']) > 0
-    start = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
     read_at_random(rows, 0, reads)
     after, mapped = memory()
-    context = multiprocessing.get_context('fork')  # as the DataLoader's workers are
-    results, together = context.Queue(), context.Barrier(workers)
+    context = multiprocessing.get_context('fork')  # as DataLoader workers are
+    results, barrier = context.Queue(), context.Barrier(workers)
     processes = [
-        context.Process(target=worker, args=(rows, seed, reads, results, together)) for seed in range(1, workers + 1)
+        context.Process(target=work, args=(rows, seed, reads, results, barrier)) for seed in range(1, workers + 1)
     ]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    readings = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    pipe.send((start, after - before, mapped, peak, found))
+    pipe.send(Measurement(seconds, after - before, mapped, peak_resident(), readings))
 
 
-def in_process(context, *args) -> tuple:
+def in_process(context: BaseContext, how: str, path: str, workers: int, reads: int) -> Measurement:
+    """`measure` in a new process."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(*args, sender))
+    process = context.Process(target=measure, args=(how, path, workers, reads, sender))
     process.start()
     sender.close()  # so that a process that dies is an EOFError here
     result = receiver.recv()
@@ -108,13 +136,26 @@ def in_process(context, *args) -> tuple:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--pairs', type=int, default=4_000_000)
-    parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--reads', type=int, default=1_000_000, help='rows that each process reads at random')
-    parser.add_argument('--skip-dicts', action='store_true', help='leave out the list of dicts, which takes gigabytes')
-    args = parser.parse_args()
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from utils.arguments import Parser
+    from utils.errors import InputError
+
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', type=int, default=4_000_000, help='rows of the file (default %(default)s)')
+    parser.add_argument('--workers', type=int, default=2, help='processes that read (default %(default)s)')
+    parser.add_argument(
+        '--reads', type=int, default=1_000_000, help='rows that each process reads at random (default %(default)s)'
+    )
+    parser.add_argument('--skip-dicts', action='store_true', help='skip the list of dicts, which takes gigabytes')
+    args = parser.parse_args(argv)
+    for name in ('pairs', 'workers', 'reads'):
+        if getattr(args, name) < 1:
+            raise InputError(f'--{name} {getattr(args, name)}: must be at least 1')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     context = multiprocessing.get_context('spawn')
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'pairs.json')
@@ -128,16 +169,18 @@ def main() -> None:
         )
         print(
             f'{"":18} {"first row":>10} {"private":>9} {"peak RSS":>9} {"mapped":>8} '
-            f'{"private, worker":>16} {"us a row":>9}'
+            f'{"private, worker":>16} {"us per row":>11}'
         )
         for title, how in runs:
-            start, added, mapped, peak, found = in_process(context, how, path, args.workers, args.reads)
-            private, _, pace = (max(values) for values in zip(*found, strict=True))
+            run = in_process(context, how, path, args.workers, args.reads)
+            private, _, microseconds = (max(values) for values in zip(*run.workers, strict=True))
             print(
-                f'{title:18} {start:8.1f} s {added / MIB:9,.0f} {peak / MIB:9,.0f} {mapped / MIB:8,.0f} '
-                f'{private / MIB:16,.0f} {pace:9.1f}'
+                f'{title:18} {run.seconds:8.1f} s {run.private / MIB:9,.0f} {run.peak / MIB:9,.0f} '
+                f'{run.mapped / MIB:8,.0f} {private / MIB:16,.0f} {microseconds:11.1f}'
             )
 
 
 if __name__ == '__main__':
-    main()
+    from utils.entry import run_main  # here, because it imports torch, which the measured processes do not have
+
+    run_main(main)

@@ -1,12 +1,14 @@
-"""Images a second of one core: our transforms against plain Pillow + torchvision + OpenCV.
+"""Images per second on one core: the transforms of this repository compared with Pillow + torchvision + OpenCV.
 
     python benchmarks/bench_loader.py
 
-Draws photograph-like JPEGs (640 x 480, 4:2:0, quality 90 to 95), then runs both ways in turns over them, in one process
-and one thread: file to normalised tensor, at 256 and 384 pixels, for training and evaluation. The plain way does the
-same operations with the same strengths as they are commonly written. The seconds are of processor time, so that a busy
-machine tells less. At this size both ways decode all of a JPEG, so that heavier files (`--grain 12`) make the ratio
-smaller; of larger images (`--width 1280 --height 960`) we decode less.
+It draws photograph-like JPEGs (640 x 480, 4:2:0, quality 90 to 95). Then both ways take turns to transform them, in one
+process and one thread: from file to normalized tensor, at 256 and 384 pixels, for training and evaluation. The plain
+way does the same operations with the same strengths, as they are commonly written. Times are CPU times, which depend
+less on other load. At this size both ways decode a complete JPEG, so larger files (`--grain 12`) make the ratio
+smaller; of larger images (`--width 1280 --height 960`) the transforms of this repository decode less.
+
+Legend: H, W height and width in pixels, R resolution.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -25,10 +28,15 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from dataset.images import worker_init  # noqa: E402
 from dataset.randaugment import TEN  # noqa: E402
 from dataset.transforms import MEAN, STD, EvalTransform, TrainTransform, example_rng  # noqa: E402
+from utils.arguments import Parser  # noqa: E402
+from utils.entry import run_main  # noqa: E402
+from utils.errors import InputError  # noqa: E402
+
+Transform = Callable[[str], torch.Tensor]  # path -> [3, R, R]
 
 
-def draw_photo(rng, width, height, grain):
-    """Detail at every scale (amplitude falling with frequency), hard edges and sensor noise: [H, W, 3] uint8."""
+def draw_photo(rng: np.random.Generator, width: int, height: int, grain: float) -> np.ndarray:
+    """[H, W, 3] uint8: detail at every scale (amplitude falls with frequency), hard edges and sensor noise."""
     image = np.zeros((height, width, 3), np.float32)
     for cell in (2, 4, 8, 16, 32, 64, 128, 256):
         shape = height // cell + 2, width // cell + 2
@@ -44,8 +52,8 @@ def draw_photo(rng, width, height, grain):
     return (image + grain * rng.normal(size=(height, width, 1))).clip(0, 255).astype(np.uint8)
 
 
-def write_photos(folder, count, width, height, grain):
-    """-> paths of `count` JPEGs."""
+def write_photos(folder: str, count: int, width: int, height: int, grain: float) -> list[str]:
+    """Write `count` JPEGs -> their paths."""
     rng = np.random.default_rng(0)
     paths = [os.path.join(folder, f'{i}.jpg') for i in range(count)]
     for path in paths:
@@ -57,17 +65,17 @@ def write_photos(folder, count, width, height, grain):
 class PlainRandAugment:
     """Two of the ten operations, each with probability 0.5, on [H, W, 3] uint8."""
 
-    def __init__(self, rng):
+    def __init__(self, rng: np.random.Generator):
         self.rng = rng
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> np.ndarray:
         image = np.array(image)
         for name in self.rng.choice(TEN, 2):
             if self.rng.random() < 0.5:
                 image = self.apply(name, image, self.rng.choice([-1, 1]))
         return image
 
-    def apply(self, name, image, sign):
+    def apply(self, name: str, image: np.ndarray, sign: int) -> np.ndarray:
         height, width = image.shape[:2]
         if name == 'AutoContrast':
             return cv2.merge([self.stretch(channel) for channel in cv2.split(image)])
@@ -94,13 +102,13 @@ class PlainRandAugment:
             return image
         return cv2.warpAffine(image, np.float32(matrix), (width, height), borderValue=(128, 128, 128))
 
-    def stretch(self, channel):
+    def stretch(self, channel: np.ndarray) -> np.ndarray:
         low, high = int(channel.min()), int(channel.max())
         if high == low:
             return channel
         return np.clip((np.arange(256) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)[channel]
 
-    def equalize(self, channel):
+    def equalize(self, channel: np.ndarray) -> np.ndarray:
         counts = np.bincount(channel.reshape(-1), minlength=256)
         step = counts[: np.flatnonzero(counts)[-1]].sum() // 255
         if step == 0:
@@ -108,7 +116,7 @@ class PlainRandAugment:
         return np.clip((np.cumsum(counts) - counts + step // 2) // step, 0, 255).astype(np.uint8)[channel]
 
 
-def plain_transform(resolution, train):
+def plain_transform(resolution: int, train: bool) -> Transform:
     if train:
         steps = [
             tv.RandomResizedCrop(resolution, scale=(0.2, 1.0), interpolation=tv.InterpolationMode.BICUBIC),
@@ -121,42 +129,50 @@ def plain_transform(resolution, train):
     return lambda path: pipeline(Image.open(path).convert('RGB'))
 
 
-def our_transform(resolution, train, exact):
+def our_transform(resolution: int, train: bool, exact: bool) -> Transform:
     if not train:
         return EvalTransform(resolution, reduced_decode=not exact)
-    transform, visits = TrainTransform(resolution, reduced_decode=not exact), iter(range(1 << 60))
-    return lambda path: transform(path, example_rng(0, 0, next(visits)))
+    transform, numbers = TrainTransform(resolution, reduced_decode=not exact), iter(range(1 << 60))
+    return lambda path: transform(path, example_rng(0, 0, next(numbers)))
 
 
-def rates(ways, paths, rounds):
-    """Images a second of each way: the ways take turns, one pass over the files each; the median pass counts."""
+def rates(ways: Sequence[Transform], paths: Sequence[str], rounds: int) -> list[float]:
+    """Images per second of each way, of its median pass over the files; the ways take turns, one pass each."""
     seconds = [[] for _ in ways]
     for turn in range(rounds + 1):
         for way, taken in zip(ways, seconds, strict=True):
             start = time.process_time()
             for path in paths:
                 way(path)
-            if turn:  # the first round warms the file cache up
+            if turn:  # the first round warms up the file cache
                 taken.append(time.process_time() - start)
     return [len(paths) / np.median(taken) for taken in seconds]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=64)
-    parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--width', type=int, default=640)
-    parser.add_argument('--height', type=int, default=480)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=64, help='JPEGs to draw (default %(default)s)')
+    parser.add_argument('--rounds', type=int, default=9, help='timed passes of each way (default %(default)s)')
+    parser.add_argument('--width', type=int, default=640, help='of a JPEG (default %(default)s)')
+    parser.add_argument('--height', type=int, default=480, help='of a JPEG (default %(default)s)')
     parser.add_argument('--grain', type=float, default=2.5, help='standard deviation of the sensor noise, in levels')
     parser.add_argument('--exact', action='store_true', help='the official pixels (reduced_decode=False)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    for name in ('images', 'rounds', 'width', 'height'):
+        if getattr(args, name) < 1:
+            raise InputError(f'--{name} {getattr(args, name)}: must be at least 1')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     worker_init(0)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(folder, args.images, args.width, args.height, args.grain)
         size = sum(map(os.path.getsize, paths)) / len(paths) / 1024
         print(
-            f'{len(paths)} JPEGs of {args.width} x {args.height}, {size:.0f} KB each; images a second of one core, '
+            f'{len(paths)} JPEGs of {args.width} x {args.height}, {size:.0f} KB each; images per second on one core, '
             f'median of {args.rounds} passes'
         )
         print(f'{"":16}{"plain":>8}{"ours":>8}{"ratio":>8}')
@@ -169,4 +185,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

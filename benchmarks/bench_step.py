@@ -1,51 +1,60 @@
-"""Time of one pre-training step on made-up data: forward, backward, optimizer; and what it takes of memory and of the
-peak.
+"""Time of one pre-training step on random data (forward, backward, optimizer), its memory, and its share of the peak.
 
     python benchmarks/bench_step.py                                  # ViT-B/16 at 256 px, batch 128: for a GPU
-    python benchmarks/bench_step.py --batch 4 --steps 2 --warmup 1   # the same model, a batch that a CPU can wait for
+    python benchmarks/bench_step.py --batch 4 --steps 2 --warmup 1   # the same model, a batch small enough for a CPU
 
-Operations are counted, not estimated: 2 for each multiply-add of a forward pass, times 3 for forward and backward.
+FLOPs are counted, not estimated: 2 for each multiply-add of a forward pass, times 3 for forward and backward.
 """
 
 import argparse
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
+from dataset.tokens import Text  # noqa: E402
 from models import create_model  # noqa: E402
 from optim import create_optimizer  # noqa: E402
+from utils.arguments import Parser  # noqa: E402
 from utils.config import read_yaml, resolve  # noqa: E402
-from utils.setup import compile_layers  # noqa: E402
+from utils.entry import run_main  # noqa: E402
+from utils.errors import InputError  # noqa: E402
+from utils.setup import autocast, compile_layers  # noqa: E402
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
+PRECISIONS, OPTIONS = ('fp32', 'bf16'), ('checkpointing', 'compile')
+PAD, CLS, MASK = 0, 101, 103
+WORDS = (1000, 30000)  # ids that random texts are drawn from
 
 
-def made_up_batch(batch, image_res, tokens, device):
-    ids = torch.randint(1000, 30000, (batch, tokens), device=device)
-    ids[:, 0] = 101
-    return (
-        torch.randn(batch, 3, image_res, image_res, device=device),
-        SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids)),
-    )
+def random_batch(batch: int, image_res: int, tokens: int, device: torch.device) -> tuple[Tensor, Text]:
+    """(image [B, 3, R, R], text [B, L]) of B = `batch` pairs, R = `image_res`, L = `tokens`."""
+    ids = torch.randint(*WORDS, (batch, tokens), device=device)
+    ids[:, 0] = CLS
+    return torch.randn(batch, 3, image_res, image_res, device=device), Text(ids, torch.ones_like(ids))
 
 
-def measure(config, batch, tokens, steps, warmup, device, precision, options):
-    """(seconds a step, peak memory in bytes or None, operations of a forward) of one variant."""
+def measure(
+    variant: str, config: Mapping[str, Any], args: argparse.Namespace, device: torch.device
+) -> tuple[float, int | None, float]:
+    """(seconds per step, peak memory in bytes or None, FLOPs of a forward pass) of one variant."""
+    precision, *options = variant.split('+')
+    batch, tokens, steps, warmup = args.batch, args.tokens, args.steps, args.warmup
     torch.manual_seed(0)
-    tokenizer = SimpleNamespace(pad_token_id=0, cls_token_id=101, mask_token_id=103)
+    tokenizer = SimpleNamespace(pad_token_id=PAD, cls_token_id=CLS, mask_token_id=MASK)
     model = create_model('pretrain', config | {'grad_checkpointing': 'checkpointing' in options}, tokenizer).to(device)
     optimizer = create_optimizer(config['optimizer'], model)
-    image, text = made_up_batch(batch, config['image_res'], tokens, device)
+    image, text = random_batch(batch, config['image_res'], tokens, device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.eval()(image[:4], SimpleNamespace(input_ids=text.input_ids[:4], attention_mask=text.attention_mask[:4]))
+        model.eval()(image[:4], Text(*(part[:4] for part in text)))
     model.train()
     if 'compile' in options:
         compile_layers(model)
@@ -55,7 +64,7 @@ def measure(config, batch, tokens, steps, warmup, device, precision, options):
         if number == warmup:
             wait(device)
             began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16) if precision == 'bf16' else nullcontext():
+        with autocast(device, {'precision': precision}):
             out = model(image, text)
         optimizer.zero_grad(set_to_none=True)
         sum(out[name] for name in LOSSES).backward()
@@ -65,26 +74,46 @@ def measure(config, batch, tokens, steps, warmup, device, precision, options):
     return (time.perf_counter() - began) / steps, memory, counter.get_total_flops() / min(4, batch) * batch
 
 
-def wait(device):
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='configs/Pretrain.yaml')
-    parser.add_argument('--batch', type=int, default=128)
-    parser.add_argument('--tokens', type=int, default=16)
-    parser.add_argument('--steps', type=int, default=10)
-    parser.add_argument('--warmup', type=int, default=3)
+def check_variant(variant: str) -> None:
+    """InputError unless a variant is a precision with known options."""
+    precision, *options = variant.split('+')
+    if precision not in PRECISIONS or not set(options) <= set(OPTIONS):
+        raise InputError(
+            f'--variants {variant}: must be {" or ".join(PRECISIONS)}, with +{" or +".join(OPTIONS)} if wanted'
+        )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default='configs/Pretrain.yaml', help='a YAML configuration of pre-training')
+    parser.add_argument('--batch', type=int, default=128, help='pairs per step (default %(default)s)')
+    parser.add_argument('--tokens', type=int, default=16, help='of each text (default %(default)s)')
+    parser.add_argument('--steps', type=int, default=10, help='timed steps (default %(default)s)')
+    parser.add_argument('--warmup', type=int, default=3, help='steps before them (default %(default)s)')
     parser.add_argument(
         '--variants',
         nargs='+',
         default=['fp32', 'bf16'],
         help='precision, with options: fp32, bf16, bf16+checkpointing, bf16+compile',
     )
-    parser.add_argument('--peak', type=float, help='TFLOP/s that the device can do, to print the share of it')
-    args = parser.parse_args()
+    parser.add_argument('--peak', type=float, help='peak TFLOP/s of the device, to print the share of it')
+    args = parser.parse_args(argv)
+    for name, least in (('batch', 2), ('tokens', 2), ('steps', 1), ('warmup', 0)):
+        if getattr(args, name) < least:
+            raise InputError(f'--{name} {getattr(args, name)}: must be at least {least}')
+    for variant in args.variants:
+        check_variant(variant)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -92,18 +121,15 @@ def main():
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}; batch {args.batch}, {config["image_res"]} px, {args.tokens} tokens')
     for variant in args.variants:
-        precision, *options = variant.split('+')
-        seconds, memory, flops = measure(
-            config, args.batch, args.tokens, args.steps, args.warmup, device, precision, options
-        )
+        seconds, memory, flops = measure(variant, config, args, device)
         rate = 3 * flops / seconds / 1e12
         print(
-            f'{variant:20} {seconds * 1000:9.1f} ms a step  {args.batch / seconds:8.1f} pairs/s  {rate:7.2f} TFLOP/s'
+            f'{variant:20} {seconds * 1000:9.1f} ms per step  {args.batch / seconds:8.1f} pairs/s  {rate:7.2f} TFLOP/s'
             + (f'  {rate / args.peak:.0%} of the peak' if args.peak else '')
             + (f'  {memory / 2**30:.1f} GB' if memory else '')
-            + f'  ({flops / args.batch / 1e9:.1f} GFLOP a pair forward)'
+            + f'  ({flops / args.batch / 1e9:.1f} GFLOP per pair forward)'
         )
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

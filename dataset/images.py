@@ -1,7 +1,8 @@
-"""Image files to RGB arrays: whatever the web ships as an image is decoded, or refused by one named error.
+"""Image files to RGB arrays: every file is decoded, or `BadImage` names it and the reason.
 
-Pixels are those of Pillow's `Image.open(path).convert('RGB')`, as officially, but for 16-bit grayscale (see `to_rgb`).
-Truncated files are decoded as far as they go, the limit on pixels is far beyond Pillow's, and EXIF rotation is ignored.
+Pixels are those of Pillow's `Image.open(path).convert('RGB')`, as in the official code, except for 16-bit grayscale
+(see `to_rgb`). Truncated files are decoded as far as they go, the limit on pixels is far above Pillow's, and EXIF
+rotation is ignored.
 
 Legend: H, W height and width in pixels. A box is (left, top, right, bottom) in pixels, right and bottom excluded.
 """
@@ -21,9 +22,10 @@ from utils.errors import InputError
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
-# Decoded at a time: 2 GB as Pillow keeps them, 1.5 GB as an array. Damaged headers claim more, and memory has an end.
+# Of one decoded image: 2 GB in Pillow, 1.5 GB as an array. Headers of damaged files may claim more than the memory.
 MAX_PIXELS = 500_000_000
 JPEG = ('JPEG', 'MPO')
+Box = tuple[int, int, int, int]
 OPENCV_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -36,23 +38,23 @@ class BadImage(InputError):
     """An image that cannot be read; the message names the file and the reason."""
 
 
-def worker_init(worker_id):
-    """For DataLoader: each worker computes in one thread, as there are as many workers as cores."""
+def worker_init(worker_id: int) -> None:
+    """For DataLoader: each worker computes in one thread, because there are as many workers as cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-def read_image(path, reduce=1, allow_truncated=True):
-    """The image file `path` as RGB, [H, W, 3] uint8; BadImage where there is none to be had.
+def read_image(path: str | os.PathLike, reduce: int = 1, allow_truncated: bool = True) -> np.ndarray:
+    """Read and decode an image file -> [H, W, 3] uint8, RGB. BadImage if that is not possible.
 
-    reduce: 2, 4 or 8 lets a JPEG be decoded at that fraction of its size (rounded up), which takes less time and
-    memory; other formats come in full. allow_truncated: False refuses files that end early.
+    reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size (rounded up), which takes less time and memory; other
+    formats are decoded in full. allow_truncated: False refuses files that end early.
     """
     return open_image(path, allow_truncated).decode(reduce)
 
 
-def open_image(path, allow_truncated=True):
-    """Read a file and its header, decode nothing yet -> EncodedImage. BadImage where it is no image."""
+def open_image(path: str | os.PathLike, allow_truncated: bool = True) -> 'EncodedImage':
+    """Read a file and its header without decoding it. BadImage if it is not an image."""
     try:
         with open(path, 'rb') as file:
             data = file.read()
@@ -65,7 +67,7 @@ def open_image(path, allow_truncated=True):
 class EncodedImage:
     """An image file in memory: its `size` (width, height) is known, its pixels are decoded on demand."""
 
-    def __init__(self, path, data, allow_truncated=True):
+    def __init__(self, path: str | os.PathLike, data: bytes, allow_truncated: bool = True):
         self.path, self.data, self.allow_truncated = path, data, allow_truncated
         if not data:
             raise self._bad('the file is empty')
@@ -75,20 +77,21 @@ class EncodedImage:
             self.size = self.header.size
 
     @functools.cached_property
-    def header(self):
-        """Pillow's image, of which nothing is decoded."""
+    def header(self) -> Image.Image:
+        """Pillow's image, not decoded."""
         try:
             return Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError:
             page = self.data[:512].lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
             raise self._bad('it is an HTML or XML page' if page else 'it is of no known image format') from None
-        except Exception as error:  # Pillow's readers let nearly any exception through when bytes are not as expected
+        except Exception as error:  # Pillow's decoders raise almost any exception for invalid bytes
             raise self._bad(error) from error
 
-    def decode(self, reduce=1, box=None):
-        """-> [H, W, 3] uint8, RGB: the image, or the part of it inside `box`, which counts in pixels of the full size.
+    def decode(self, reduce: int = 1, box: Box | None = None) -> np.ndarray:
+        """Decode the image -> [H, W, 3] uint8, RGB.
 
-        reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size, fractions of a pixel rounded up.
+        reduce: 2, 4 or 8 decodes a JPEG at that fraction of its size, rounded up. box: the part to return, in pixels of
+        the full size.
         """
         width, height = self.size
         if width * height > MAX_PIXELS * (reduce**2 if self.is_common_jpeg or self.header.format in JPEG else 1):
@@ -103,7 +106,7 @@ class EncodedImage:
             pixels = pixels[top:bottom, left:right]
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if in_bgr else pixels
 
-    def _decode_with_opencv(self, reduce):
+    def _decode_with_opencv(self, reduce: int) -> np.ndarray | None:
         """[H, W, 3] uint8, BGR, or None: OpenCV gives Pillow's pixels in less time, but not for every file."""
         flags = OPENCV_FLAGS[reduce] | cv2.IMREAD_IGNORE_ORIENTATION
         try:
@@ -111,42 +114,44 @@ class EncodedImage:
         except cv2.error:  # more pixels than OpenCV allows
             return None
 
-    def _decode_with_pillow(self, reduce):
+    def _decode_with_pillow(self, reduce: int) -> np.ndarray:
         """[H, W, 3] uint8, RGB."""
         width, height = self.size
         ImageFile.LOAD_TRUNCATED_IMAGES = self.allow_truncated
         try:
             image = Image.open(io.BytesIO(self.data))
-            image.draft(None, (max(1, width // reduce), max(1, height // reduce)))  # does nothing but for JPEG
+            image.draft(None, (max(1, width // reduce), max(1, height // reduce)))  # ignored except for JPEG
             image.load()
-            image.info.pop('transparency', None)  # RGB has none, and Pillow would warn about it
+            image.info.pop('transparency', None)  # RGB has none, and Pillow would warn
             return to_rgb(image)
-        except Exception as error:  # as above
+        except Exception as error:  # as in `header`
             raise self._bad(error) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
 
-    def _bad(self, reason):
+    def _bad(self, reason: str | Exception) -> BadImage:
         if isinstance(reason, Exception):
             reason = str(reason).strip().split('\n')[0] or type(reason).__name__
         return BadImage(f'cannot read the image {os.fspath(self.path)!r}: {reason}')
 
 
-def to_rgb(image):
-    """A Pillow image -> [H, W, 3] uint8.
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow image -> [H, W, 3] uint8.
 
     16-bit grayscale keeps the high byte of each value, as Pillow does for 16-bit RGB; `convert('RGB')` would clip at
-    255, which turns nearly everything white.
+    255, so that almost every pixel becomes white.
     """
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):  # 'I': 16-bit in older Pillows
+    if image.mode.startswith('I;16') or (
+        image.mode == 'I' and image.format == 'PNG'
+    ):  # 'I': 16-bit in older versions of Pillow
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
-def common_jpeg_size(data):
-    """(width, height) of a JPEG as most are (whole, 8 bits, grayscale or three components), else None.
+def common_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG of the common kind (complete, 8 bits, grayscale or three components), else None.
 
-    Pillow's own reading of the header costs several per cent of the time of a training image.
+    It avoids Pillow's reading of the header, which takes several percent of the time of a training image.
     """
     if not data.startswith(b'\xff\xd8') or not data.endswith(b'\xff\xd9'):
         return None
@@ -159,8 +164,8 @@ def common_jpeg_size(data):
     return None
 
 
-def scale_box(box, reduce, size):
-    """A box in pixels of the full image -> in those of its reduced version of `size`: rounded, one pixel at least."""
+def scale_box(box: Box, reduce: int, size: tuple[int, int]) -> Box:
+    """A box in pixels of the full image -> in pixels of its reduced version of `size`: rounded, at least one pixel."""
     left, top, right, bottom = ((2 * edge + reduce) // (2 * reduce) for edge in box)
     left, top = min(left, size[0] - 1), min(top, size[1] - 1)
     return left, top, max(min(right, size[0]), left + 1), max(min(bottom, size[1]), top + 1)

@@ -28,8 +28,7 @@ def tokenize(tokenizer, texts: Sequence[str], max_length: int | None = None) -> 
 
 
 def tokenize_untruncated(tokenizer, texts: Sequence[str], positions: int) -> Text:
-    """Texts -> Text, padded to the longest; cut only where the model has no more position embeddings, with one "
-    "message."""
+    """Texts -> Text, padded to the longest; cut (with one message) only at the last position embedding."""
     text = tokenize(tokenizer, texts)
     if text.input_ids.shape[1] <= positions:
         return text

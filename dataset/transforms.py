@@ -1,11 +1,12 @@
-"""From an image file to what the image encoder takes: the official transforms, without decoding more than they need.
+"""From an image file to the input of the image encoder: the official transforms, decoding no more than they need.
 
-Legend: H, W height and width in pixels, R the resolution that the model sees. A box is (left, top, right, bottom) in
+Legend: H, W height and width in pixels, R the resolution of the model's input. A box is (left, top, right, bottom) in
 pixels, right and bottom excluded. A source is a path, a Pillow image or an array [H, W, 3] uint8.
 """
 
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,40 +14,51 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dataset.images import open_image, to_rgb
+from dataset.images import Box, open_image, to_rgb
 from dataset.randaugment import TEN, RandAugment
 from utils.errors import InputError
 
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])
 RATIO = (3 / 4, 4 / 3)
-_NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - MEAN[:, None]) / STD[:, None]  # [3, 256]
+Source = str | os.PathLike | Image.Image | np.ndarray
+_NORMALIZED = (np.arange(256, dtype=np.float32) / np.float32(255) - MEAN[:, None]) / STD[:, None]  # [3, 256]
 
 
-def example_rng(seed, epoch, index, *more):
-    """The randomness of one visit to one example, as a numpy Generator; `more` numbers tell its parts apart."""
-    # The count closes the key, because NumPy takes a key that is shorter than four numbers as if filled up with zeros.
+def example_rng(seed: int, epoch: int, index: int, *more: int) -> np.random.Generator:
+    """The random generator of one access to one example; further numbers distinguish its parts."""
+    # The key ends with its length, because NumPy pads a key of less than four numbers with zeros.
     return np.random.default_rng((seed, epoch, index, *more, 1 + len(more)))
 
 
 class TrainTransform:
-    """Random crop, resize to R x R, flip, RandAugment, normalisation: a source -> [3, R, R] float32.
+    """Random crop, resize to R x R, flip, RandAugment, normalization: source -> [3, R, R] float32.
 
-    crop_scale: bounds of the crop's share of the image's area. randaugment: True for the official operations, False
-    for none, or the names of those to draw from. reduced_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where the
-    crop still has R pixels each way, and resize fast; False gives exactly the official pixels.
+    crop_scale: minimum and maximum area of the crop, as a fraction of the image. randaugment: True for the official
+    operations, False for none, or the names of the operations to draw from. reduced_decode: decode a JPEG at 1/2, 1/4
+    or 1/8 of its size if the crop still has R pixels in both directions, and resize fast; False gives exactly the
+    official pixels.
     """
 
-    def __init__(self, image_res, crop_scale=(0.2, 1.0), flip=True, randaugment=True, reduced_decode=True):
+    def __init__(
+        self,
+        image_res: int,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        flip: bool = True,
+        randaugment: bool | Sequence[str] = True,
+        reduced_decode: bool = True,
+    ):
         low, high = crop_scale
         if not 0 < low <= high:
-            raise InputError(f'crop_scale must be two rising shares of the area like [0.2, 1.0], not [{low}, {high}]')
+            raise InputError(
+                f'crop_scale must be two increasing fractions of the area like [0.2, 1.0], not [{low}, {high}]'
+            )
         self.image_res, self.crop_scale, self.flip, self.reduced_decode = image_res, (low, high), flip, reduced_decode
         names = TEN if randaugment is True else randaugment
         self.augment = RandAugment(names=names) if names else None
 
-    def __call__(self, source, rng):
-        """source, numpy Generator -> [3, R, R] float32."""
+    def __call__(self, source: Source, rng: np.random.Generator) -> torch.Tensor:
+        """source -> [3, R, R] float32."""
         image = read_resized(
             source,
             lambda width, height: draw_crop(width, height, self.crop_scale, rng),
@@ -57,36 +69,39 @@ class TrainTransform:
             image = cv2.flip(image, 1)
         if self.augment:
             image = self.augment(image, rng)
-        return normalise(image)
+        return normalize(image)
 
 
 class EvalTransform:
-    """Resize to R x R whatever the aspect, and normalisation: a source -> [3, R, R] float32."""
+    """Resize to R x R, ignoring the aspect ratio, and normalization: source -> [3, R, R] float32."""
 
-    def __init__(self, image_res, reduced_decode=True):
+    def __init__(self, image_res: int, reduced_decode: bool = True):
         self.image_res, self.reduced_decode = image_res, reduced_decode
 
-    def __call__(self, source):
+    def __call__(self, source: Source) -> torch.Tensor:
+        """source -> [3, R, R] float32."""
         image = read_resized(source, lambda width, height: (0, 0, width, height), self.image_res, self.reduced_decode)
-        return normalise(image)
+        return normalize(image)
 
 
-def train_transform(config):
-    """The training transform that a configuration asks for."""
+def train_transform(config: Mapping) -> TrainTransform:
+    """The training transform of a configuration."""
     return TrainTransform(
         config['image_res'], config['crop_scale'], config['flip'], config['randaugment'], config['reduced_decode']
     )
 
 
-def eval_transform(config):
-    """The evaluation transform that a configuration asks for."""
+def eval_transform(config: Mapping) -> EvalTransform:
+    """The evaluation transform of a configuration."""
     return EvalTransform(config['image_res'], config['reduced_decode'])
 
 
-def read_resized(source, choose_box, resolution, reduced_decode):
-    """The part of a source inside `choose_box(width, height)`, at R x R: [R, R, 3] uint8.
+def read_resized(
+    source: Source, choose_box: Callable[[int, int], Box], resolution: int, reduced_decode: bool
+) -> np.ndarray:
+    """The part of a source inside `choose_box(width, height)`, resized -> [R, R, 3] uint8.
 
-    The box is chosen on the header's size, so that a JPEG need not be decoded larger than the box at R x R asks for.
+    The box is chosen from the size in the header, so that a JPEG is not decoded larger than its crop at R x R requires.
     """
     if isinstance(source, str | os.PathLike):
         encoded = open_image(source)
@@ -99,11 +114,11 @@ def read_resized(source, choose_box, resolution, reduced_decode):
     return resize(crop, resolution) if reduced_decode else resize_as_pillow(crop, resolution)
 
 
-def draw_crop(width, height, scale, rng):
-    """Draw a box of a random area and aspect, as torchvision's RandomResizedCrop does.
+def draw_crop(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
+    """A box of random area and aspect ratio, as torchvision's RandomResizedCrop draws it.
 
-    The area is uniform in `scale` x the image's, the aspect log-uniform in 3/4..4/3. After ten boxes that did not fit,
-    the largest central box whose aspect is in bounds.
+    The area is uniform in `scale` x the area of the image, the aspect ratio log-uniform in 3/4..4/3. If ten boxes did
+    not fit, it is the largest central box whose aspect ratio is within these bounds.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -117,28 +132,28 @@ def draw_crop(width, height, scale, rng):
     return left, top, left + w, top + h
 
 
-def reduction(box, resolution):
-    """The largest of 8, 4, 2, 1 by which a JPEG may be reduced so that the box still has R pixels each way."""
+def reduction(box: Box, resolution: int) -> int:
+    """The largest of 8, 4, 2, 1 by which a JPEG can be reduced so that the box still has R pixels in each direction."""
     shorter = min(box[2] - box[0], box[3] - box[1])
     return next((factor for factor in (8, 4, 2) if shorter // factor >= resolution), 1)
 
 
-def resize(image, resolution):
-    """[H, W, 3] uint8 -> [R, R, 3] uint8: Pillow's antialiased bicubic within rounding, at a fraction of its time."""
-    # In torch this layout takes a vectorised path that works on interleaved bytes.
+def resize(image: np.ndarray, resolution: int) -> np.ndarray:
+    """[H, W, 3] uint8 -> [R, R, 3] uint8: Pillow's antialiased bicubic up to rounding, in a fraction of its time."""
+    # In this layout torch uses a vectorized implementation that works on interleaved bytes.
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # [1, 3, H, W], channels last
     resized = F.interpolate(pixels, size=(resolution, resolution), mode='bicubic', antialias=True, align_corners=False)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
-def resize_as_pillow(image, resolution):
-    """[H, W, 3] uint8 -> [R, R, 3] uint8, as officially."""
+def resize_as_pillow(image: np.ndarray, resolution: int) -> np.ndarray:
+    """[H, W, 3] uint8 -> [R, R, 3] uint8, the official pixels."""
     return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 
-def normalise(image):
-    """[R, R, 3] uint8 -> [3, R, R] float32, (x / 255 - mean) / std by table."""
-    normalised = np.empty((3, *image.shape[:2]), np.float32)
+def normalize(image: np.ndarray) -> torch.Tensor:
+    """[R, R, 3] uint8 -> [3, R, R] float32: (x / 255 - mean) / std, looked up in a table."""
+    normalized = np.empty((3, *image.shape[:2]), np.float32)
     for channel, plane in enumerate(cv2.split(image)):
-        cv2.LUT(plane, _NORMALISED[channel], dst=normalised[channel])
-    return torch.from_numpy(normalised)
+        cv2.LUT(plane, _NORMALIZED[channel], dst=normalized[channel])
+    return torch.from_numpy(normalized)

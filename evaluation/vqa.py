@@ -48,8 +48,10 @@ CONTRACTION_OF = _contraction_table()
 
 @functools.lru_cache(maxsize=1 << 16)  # millions of answers, few of them distinct
 def strip_punctuation(text: str) -> str:
-    """Delete a mark that touches a space somewhere in `text` (every mark, if a comma stands between digits); turn other
-    marks into spaces. Periods vanish unless a digit follows."""
+    """Delete a mark that touches a space somewhere in `text` (every mark, if a comma is between digits).
+
+    Other marks become spaces. Periods are deleted unless a digit follows.
+    """
     delete_all = DIGIT_COMMA.search(text) is not None
     result = text
     for mark in PUNCTUATION:

@@ -1,5 +1,5 @@
-"""Answers to the questions of a split: the file for the official server, and the accuracy where true answers are "
-"known."""
+"""Answers to the questions of a split: the file for the official server, and the accuracy where true answers are
+known."""
 
 import json
 import os

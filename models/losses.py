@@ -1,71 +1,85 @@
 """The losses of pre-training and fine-tuning as pure functions of tensors.
 
-Legend: B batch, C candidates, E embedding, N asked tokens, V vocabulary.
+Legend: B batch, C candidates, E embedding, N masked tokens, V vocabulary.
 """
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def similarities(image_feat, text_feat, temp):
+def similarities(image_feat: Tensor, text_feat: Tensor, temp: Tensor | float) -> tuple[Tensor, Tensor]:
     """In-batch similarities in both directions; each side is compared with the *detached* features of the other.
 
-    image_feat, text_feat: [B, E], normalised. Returns sim_i2t, sim_t2i, each [B, B], divided by the temperature. In
+    image_feat, text_feat: [B, E], normalized. Returns sim_i2t, sim_t2i, both [B, B], divided by the temperature, in
     float32 also under autocast.
     """
     return scaled_products(image_feat, text_feat.detach(), temp), scaled_products(text_feat, image_feat.detach(), temp)
 
 
-def scaled_products(queries, candidates, temp):
-    """Similarities of features [B, E] and [C, E], divided by the temperature: [B, C], in float32 also under "
-    "autocast."""
+def scaled_products(queries: Tensor, candidates: Tensor, temp: Tensor | float) -> Tensor:
+    """Similarities of [B, E] and [C, E] divided by the temperature: [B, C], in float32 also under autocast."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ candidates.t() / temp
 
 
-def same_image_targets(idx, candidate_idx):
-    """The distribution wanted of each row, even over the candidates that show its image: [B], [C] -> [B, C]."""
+def same_image_targets(idx: Tensor, candidate_idx: Tensor) -> Tensor:
+    """The target distribution of each row, uniform over the candidates with its image: [B], [C] -> [B, C]."""
     positive = (idx[:, None] == candidate_idx[None]).float()
     return positive / positive.sum(dim=1, keepdim=True)
 
 
-def contrastive_loss(sim_i2t, sim_t2i, targets=None):
-    """Cross entropy over the candidates of each row, averaged over both directions (ITC).
+def contrastive_loss(sim_i2t: Tensor, sim_t2i: Tensor) -> Tensor:
+    """ITC: cross entropy over the candidates of each row, averaged over both directions; row i belongs to candidate i.
 
-    sim_i2t, sim_t2i: [B, C]. targets: [B, C], the distribution wanted of each row; None = row i belongs to candidate i.
+    sim_i2t, sim_t2i: [B, C].
     """
-    if targets is None:
-        targets = torch.arange(len(sim_i2t), device=sim_i2t.device)
-        return (F.cross_entropy(sim_i2t, targets) + F.cross_entropy(sim_t2i, targets)) / 2
-    return (soft_cross_entropy(sim_i2t, targets) + soft_cross_entropy(sim_t2i, targets)) / 2
+    targets = torch.arange(len(sim_i2t), device=sim_i2t.device)
+    return (F.cross_entropy(sim_i2t, targets) + F.cross_entropy(sim_t2i, targets)) / 2
 
 
-def soft_cross_entropy(logits, target):
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over rows of -sum target x log softmax(logits); both [B, C]."""
     return -(F.log_softmax(logits, dim=1) * target).sum(dim=1).mean()
 
 
-def consistency_loss(sim_i2t, sim_t2i):
-    """GRIT-VLP's consistency: what an image says about the batch's texts and what its text says about the batch's
-    images should agree. Each of the two distributions [B, B] is the other's (detached) target; the average of both.
+def consistency_loss(sim_i2t: Tensor, sim_t2i: Tensor) -> Tensor:
+    """GRIT-VLP's consistency: an image's distribution over the texts should agree with its text's over the images.
+
+    sim_i2t, sim_t2i: [B, B]. Each distribution is the other's (detached) target; the average of both directions.
     """
     target_i2t = F.softmax(sim_t2i.detach(), dim=1)
     target_t2i = F.softmax(sim_i2t.detach(), dim=1)
     return (soft_cross_entropy(sim_i2t, target_i2t) + soft_cross_entropy(sim_t2i, target_t2i)) / 2
 
 
-def mlm_loss(logits, labels):
-    """Mean cross entropy over the asked tokens; 0, with a gradient of 0, where none was asked. logits [N, V], labels
-    [N].
+def itm_loss(logits: Tensor, batch: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """ITM: cross entropy of (no match, match), and the share of correct predictions.
+
+    logits: [R, 2]; the first `batch` rows are matches, the others are not. counted: [R] float, 0 for rows that do not
+    count.
+    """
+    is_match = (torch.arange(len(logits), device=logits.device) < batch).long()
+    correct = logits.detach().argmax(dim=1) == is_match
+    if counted is None:
+        return F.cross_entropy(logits, is_match), correct.float().mean()
+    loss = F.cross_entropy(logits, is_match, reduction='none') * counted
+    return loss.sum() / counted.sum(), (correct * counted).sum() / counted.sum()
+
+
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """MLM: mean cross entropy over the masked tokens; 0, with a gradient of 0, if there are none.
+
+    logits: [N, V]. labels: [N].
     """
     return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
 
 
-def negative_mask(batch, *keys):
-    """Which pairs may not serve as negatives: [B, B] bool, True on the diagonal and where a row of any key is equal.
+def negative_mask(batch: Tensor, *keys: Tensor) -> Tensor:
+    """Pairs that may not be negatives: [B, B] bool, True on the diagonal and where a row of any key is equal.
 
-    keys: [B] or [B, L] tensors, such as image identities or token ids. A row that would keep no negative at all keeps
-    all but its own pair.
+    batch: [B, ...]. keys: [B] or [B, L] tensors, such as image identities or token ids. A row without any negative left
+    excludes only its own pair.
     """
     own = torch.eye(batch.shape[0], dtype=torch.bool, device=batch.device)
     excluded = own
@@ -75,15 +89,14 @@ def negative_mask(batch, *keys):
     return torch.where(excluded.all(dim=1, keepdim=True), own, excluded)
 
 
-def hardest_negatives(sim, excluded):
-    """For each row the most similar candidate that is not excluded: [B, C] -> [B] int64.
+def hardest_negatives(sim: Tensor, excluded: Tensor) -> Tensor:
+    """GRIT-VLP: for each row the most similar candidate that is not excluded: [B, C] -> [B] int64.
 
-    Taken on raw similarities: softmax keeps the order but underflows to ties at low temperature.
+    It reads raw similarities: softmax keeps the order but underflows to ties at low temperature.
     """
     return sim.masked_fill(excluded, -torch.inf).argmax(dim=1)
 
 
-def sampled_negatives(sim, excluded):
-    """For each row one candidate drawn with probability softmax(sim) among those not excluded (ALBEF): [B, C] -> "
-    "[B]."""
+def sampled_negatives(sim: Tensor, excluded: Tensor) -> Tensor:
+    """ALBEF: for each row a candidate drawn with probability softmax(sim) among those not excluded: [B, C] -> [B]."""
     return torch.multinomial(sim.masked_fill(excluded, -torch.inf).softmax(dim=1), 1)[:, 0]

@@ -1,11 +1,14 @@
 """NLVR2: is a statement about two images true?
 
-Legend: B statements, L tokens, P image tokens (1 + patches), D width.
+Legend: B statements, L tokens, P image tokens (1 + patches), Dv their width, D width of the text, R resolution.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models import losses
 from models.momentum import copy_to_momentum, update_momentum
@@ -17,42 +20,48 @@ from models.xbert import BertConfig
 class NLVRModel(nn.Module):
     """ALBEF's encoders with doubled fusion layers and a classifier of [false, true].
 
-    config: see `create_model`; nothing is read of the tokenizer. With `distill` the answers of a momentum copy of
-    everything are part of the target; `copy_momentum` is to be called once weights are loaded.
+    config: see `create_model`; tokenizer is not read. With `distill` the predictions of a momentum copy of all parts
+    are soft targets; call `copy_momentum` after weights are loaded.
     """
 
-    def __init__(self, config, tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer):
         super().__init__()
-        self.visual_encoder, self.text_encoder, self.cls_head = create_judge(config)
+        self.visual_encoder, self.text_encoder, self.cls_head = create_parts(config)
         self.distill, self.momentum = config['distill'], config['momentum']
         if self.distill:
-            self.visual_encoder_m, self.text_encoder_m, self.cls_head_m = create_judge(config)
+            self.visual_encoder_m, self.text_encoder_m, self.cls_head_m = create_parts(config)
             self.copy_momentum()
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
-    def forward(self, images, text, targets=None, alpha=0.0):
-        """images: [2B, 3, R, R], the left images and then the right ones; text: `input_ids` and `attention_mask`, both
-        [B, L].
+    def forward(
+        self, images: Tensor, text, targets: Tensor | None = None, alpha: float = 0.0, use_momentum: bool = False
+    ) -> Tensor:
+        """The logits of (false, true), [B, 2], or with targets the loss.
 
-        targets: [B] int64, 1 where the statement is true. alpha: the weight of the momentum copy's answers in the
-        target, read with `distill` only. Returns the logits of (false, true), [B, 2], or with targets the loss.
+        images: [2B, 3, R, R], the left images and then the right ones. text: `input_ids` and `attention_mask`, both [B,
+        L]. targets: [B] int64, 1 if the statement is true. alpha: with `distill`, the weight of the momentum copy's
+        predictions in the target. use_momentum: return the logits of the momentum copy.
         """
-        logits = judge(images, text, self.visual_encoder, self.text_encoder, self.cls_head)
         if targets is None:
-            return logits
+            return self.momentum_logits(images, text) if use_momentum else self.logits(images, text)
+        logits = self.logits(images, text)
         loss = F.cross_entropy(logits, targets)
         if self.distill:
-            if torch.is_grad_enabled():  # else nothing is trained that could be followed
+            if torch.is_grad_enabled():  # otherwise nothing is trained
                 update_momentum(self.momentum_pairs(), self.momentum)
             with torch.no_grad():
-                soft_targets = judge(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m).softmax(
-                    dim=1
-                )
+                soft_targets = self.momentum_logits(images, text).softmax(dim=1)
             loss = (1 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, soft_targets)
         return loss
 
-    def momentum_pairs(self):
+    def logits(self, images: Tensor, text) -> Tensor:
+        return classify(images, text, self.visual_encoder, self.text_encoder, self.cls_head)
+
+    def momentum_logits(self, images: Tensor, text) -> Tensor:
+        return classify(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m)
+
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """[(module, its momentum copy)]"""
         return [
             (self.visual_encoder, self.visual_encoder_m),
@@ -60,21 +69,21 @@ class NLVRModel(nn.Module):
             (self.cls_head, self.cls_head_m),
         ]
 
-    def copy_momentum(self):
-        """Take the momentum copies, where there are any, from the weights as they are now."""
+    def copy_momentum(self) -> None:
+        """Copy the current weights to the momentum copies, if there are any."""
         if self.distill:
             copy_to_momentum(self.momentum_pairs())
 
 
-def create_judge(config):
-    """(image encoder, two-image text encoder, classifier) at random weights."""
+def create_parts(config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """(image encoder, two-image text encoder, classifier) with random weights."""
     bert_config = BertConfig.from_mapping(config['bert_config'])
     width = bert_config.hidden_size
     head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
     return create_vit(config['image_res'], config['vit']), create_two_image_bert(bert_config), head
 
 
-def judge(images, text, visual_encoder, text_encoder, cls_head):
+def classify(images: Tensor, text, visual_encoder: nn.Module, text_encoder: nn.Module, cls_head: nn.Module) -> Tensor:
     """Logits of (false, true): images [2B, 3, R, R], text [B, L] -> [B, 2], in float32."""
     image_embeds = visual_encoder(images)  # [2B, P, Dv]
     memory = project_pairs(text_encoder, image_embeds, lambda states: states.chunk(2))

@@ -1,11 +1,15 @@
-"""Pre-training: image-text contrast with consistency, image-text matching, masked language modelling.
+"""Pre-training: contrastive loss with consistency (ITC), image-text matching (ITM), masked language modeling (MLM).
 
-Legend: B pairs, L tokens, P image tokens (1 + patches), D width, E embedding, N asked tokens, V vocabulary.
+Legend: B pairs, L tokens, P image tokens (1 + patches), Dv their width, D width of the text, E embedding, R resolution,
+N masked tokens, V vocabulary.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models import losses
 from models.vit import create_vit
@@ -15,12 +19,12 @@ TEMP_RANGE = (0.001, 0.5)
 
 
 class PretrainModel(nn.Module):
-    """ALBEF's encoders and heads without its momentum copies, trained with GRIT-VLP's losses (arXiv 2208.04060).
+    """ALBEF's encoders and heads without its momentum encoders, trained with GRIT-VLP's losses (arXiv 2208.04060).
 
-    config: see `create_model`; tokenizer: its `pad_token_id`, `cls_token_id` and `mask_token_id` are read.
+    config: see `create_model`. tokenizer: `pad_token_id`, `cls_token_id` and `mask_token_id` are read.
     """
 
-    def __init__(self, config, tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer):
         super().__init__()
         self.visual_encoder = create_vit(config['image_res'], config['vit'])
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
@@ -39,41 +43,39 @@ class PretrainModel(nn.Module):
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.bert.grad_checkpointing = config['grad_checkpointing']
 
-    def forward(self, image, text, image_key=None):
+    def forward(self, image: Tensor, text, image_key: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of one batch.
 
-        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; image_key: [B] int64, equal where two
-        pairs show the same image (read only with `exclude_equal_negatives`). Returns a dict: loss_mlm, loss_itc
-        (contrast + weight x consistency), loss_itm; image_feat and text_feat [B, E], normalised and detached; itm_acc,
-        the share of right answers in matching.
+        image: [B, 3, R, R]. text: `input_ids` and `attention_mask`, both [B, L]. image_key: [B] int64, equal if two
+        pairs show the same image (read only with `exclude_equal_negatives`). Returns loss_mlm, loss_itc (contrastive +
+        weight x consistency), loss_itm; image_feat and text_feat [B, E], normalized and detached; itm_acc, the share of
+        correct ITM predictions.
         """
         with torch.no_grad():
             self.temp.clamp_(*TEMP_RANGE)
         batch = len(image)
         bert = self.text_encoder.bert
         masked_ids, labels = self.mask_tokens(text.input_ids)  # [B, L]
-        asked = (labels != -100).flatten().nonzero()[:, 0]  # [N]; waits for the device, so before its work is queued
+        targets = (labels != -100).flatten().nonzero()[:, 0]  # [N]; waits for the device, so before its work is queued
 
-        # Each modality alone: the image, and the clean and the masked text in one call.
+        # Single modalities: the image; the clean and the masked text in one call.
         image_embeds = self.visual_encoder(image)  # [B, P, Dv]
         both = bert(torch.cat([text.input_ids, masked_ids]), text.attention_mask.repeat(2, 1), mode='text')
         text_embeds, masked_embeds = both.chunk(2)  # [B, L, D]
         image_feat, text_feat = self.features(image_embeds, text_embeds)  # [B, E]
 
-        # Contrast and consistency (ITC).
+        # ITC and consistency.
         sim_i2t, sim_t2i = losses.similarities(image_feat, text_feat, self.temp)  # [B, B]
         loss_itc = losses.contrastive_loss(sim_i2t, sim_t2i)
         if self.consistency_weight:
             loss_itc = loss_itc + self.consistency_weight * losses.consistency_loss(sim_i2t, sim_t2i)
 
-        # Four rows of text for each image: its own, another image's hardest text, a text with its hardest image, the
-        # masked.
-        excluded = self.excluded_pairs(text.input_ids, image_key)
+        # Fusion of four pairs per image: the positive, the image with its hardest text, the text with its hardest
+        # image, and the image with the masked text.
+        excluded = self.excluded_pairs(text.input_ids, image_key)  # [B, B]
         with torch.no_grad():
-            hard_text, hard_image = (
-                self.pick_negatives(sim_i2t, excluded),
-                self.pick_negatives(sim_t2i, excluded),
-            )  # [B]
+            hard_text = self.pick_negatives(sim_i2t, excluded)  # [B]
+            hard_image = self.pick_negatives(sim_t2i, excluded)  # [B]
         own, atts = torch.arange(batch, device=image.device), text.attention_mask
         fused = bert(
             mode='fusion',
@@ -83,14 +85,13 @@ class PretrainModel(nn.Module):
             memory_index=torch.cat([own, own, hard_image, own]),
         )  # [4B, L, D]
 
-        # Matching (ITM): one positive and two hard negatives a pair.
-        matches = self.itm_head(fused[: 3 * batch, 0]).float()  # [3B, 2]
-        is_match = (torch.arange(3 * batch, device=image.device) < batch).long()
-        loss_itm = F.cross_entropy(matches, is_match)
+        # ITM: one positive and two hard negatives per pair.
+        loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[: 3 * batch, 0]).float(), batch)
 
-        # Masked words (MLM), scored only where they are asked.
-        hidden = fused[3 * batch :].flatten(0, 1).index_select(0, asked)  # [N, D]
-        loss_mlm = losses.mlm_loss(self.text_encoder.cls(hidden).float(), labels.flatten().index_select(0, asked))
+        # MLM: vocabulary logits at the masked positions only.
+        hidden = fused[3 * batch :].flatten(0, 1).index_select(0, targets)  # [N, D]
+        logits = self.text_encoder.cls(hidden).float()  # [N, V]
+        loss_mlm = losses.mlm_loss(logits, labels.flatten().index_select(0, targets))
 
         return {
             'loss_mlm': loss_mlm,
@@ -98,37 +99,35 @@ class PretrainModel(nn.Module):
             'loss_itm': loss_itm,
             'image_feat': image_feat.detach(),
             'text_feat': text_feat.detach(),
-            'itm_acc': (matches.detach().argmax(dim=1) == is_match).float().mean(),
+            'itm_acc': itm_acc,
         }
 
-    def features(self, image_embeds, text_embeds):
-        """Normalised features of the [CLS] tokens, in float32: [B, P, Dv], [B, L, D] -> two of [B, E]."""
+    def features(self, image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalized features of the [CLS] tokens, in float32: [B, P, Dv], [B, L, D] -> two of [B, E]."""
         image_feat = F.normalize(self.vision_proj(image_embeds[:, 0]).float(), dim=-1)
         text_feat = F.normalize(self.text_proj(text_embeds[:, 0]).float(), dim=-1)
         return image_feat, text_feat
 
-    def excluded_pairs(self, input_ids, image_key):
-        """Pairs that cannot serve as negatives: [B, B] bool; only the own pair, as officially, unless configured
-        otherwise.
-        """
+    def excluded_pairs(self, input_ids: Tensor, image_key: Tensor | None) -> Tensor:
+        """Pairs that cannot be negatives: [B, B] bool; officially only the own pair."""
         keys = [] if not self.exclude_equal_negatives else [k for k in (input_ids, image_key) if k is not None]
         return losses.negative_mask(input_ids, *keys)
 
-    def pick_negatives(self, sim, excluded):
+    def pick_negatives(self, sim: Tensor, excluded: Tensor) -> Tensor:
         """One negative for each row of sim [B, B] -> [B]: the hardest (GRIT-VLP) or a sampled one (ALBEF)."""
         pick = losses.hardest_negatives if self.itm_negatives == 'hard' else losses.sampled_negatives
         return pick(sim, excluded)
 
-    def mask_tokens(self, input_ids):
-        """Draw the masked words: [B, L] -> (masked_ids, labels), labels -100 where nothing is asked.
+    def mask_tokens(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the tokens that MLM predicts: [B, L] -> (masked_ids, labels), both [B, L]; labels are -100 elsewhere.
 
-        Every token but [PAD] and [CLS] is asked with `mlm_probability`; of those 80 % become [MASK], 10 % a random word
-        of the whole vocabulary, and 10 % stay. Draws from torch's default generator of the ids' device.
+        Every token but [PAD] and [CLS] is a target with `mlm_probability`; of the targets 80 % become [MASK], 10 % a
+        random token of the whole vocabulary, and 10 % stay. Draws from torch's default generator of the ids' device.
         """
         draw = torch.rand(input_ids.shape, device=input_ids.device)
-        asked = (draw < self.mlm_probability) & (input_ids != self.pad) & (input_ids != self.cls)
-        labels = input_ids.masked_fill(~asked, -100)
-        fate = torch.rand(input_ids.shape, device=input_ids.device)
-        masked_ids = input_ids.masked_fill(asked & (fate < 0.8), self.mask)
-        random_words = torch.randint_like(input_ids, self.bert_config.vocab_size)
-        return torch.where(asked & (fate >= 0.9), random_words, masked_ids), labels
+        is_target = (draw < self.mlm_probability) & (input_ids != self.pad) & (input_ids != self.cls)
+        labels = input_ids.masked_fill(~is_target, -100)
+        draw = torch.rand(input_ids.shape, device=input_ids.device)
+        masked_ids = input_ids.masked_fill(is_target & (draw < 0.8), self.mask)
+        random_tokens = torch.randint_like(input_ids, self.bert_config.vocab_size)
+        return torch.where(is_target & (draw >= 0.9), random_tokens, masked_ids), labels

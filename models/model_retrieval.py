@@ -1,10 +1,11 @@
-"""Image-text retrieval: contrast with a queue of momentum features, matching against sampled negatives.
+"""Image-text retrieval: ITC with a queue of momentum features, ITM against sampled negatives.
 
-Legend: B pairs, L tokens, P image tokens (1 + patches), D width, E embedding, Q queue, C = B + Q candidates,
-NI images, NT texts.
+Legend: B pairs, L tokens, P image tokens (1 + patches), Dv their width, D width of the text, E embedding, R resolution,
+Q queue, C = B + Q candidates, NI images, NT texts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,11 @@ from utils import distributed
 class RetrievalModel(nn.Module):
     """ALBEF's encoders and heads, fine-tuned to find the texts of an image and the images of a text.
 
-    config: see `create_model`. With `use_momentum` momentum copies and a queue of their features add candidates to the
-    contrast; the copies start equal to the encoders, and follow them from whatever weights are loaded into either.
+    config: see `create_model`; tokenizer is not read. With `use_momentum` a queue of the momentum encoders' features
+    adds candidates to ITC; the momentum encoders start as copies, until other weights are loaded.
     """
 
-    def __init__(self, config, tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
         self.visual_encoder, self.vision_proj, self.text_encoder, self.text_proj = self._encoders(config)
@@ -39,12 +40,14 @@ class RetrievalModel(nn.Module):
             size = config['queue_size']
             self.register_buffer('image_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))  # [E, Q]
             self.register_buffer('text_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))
-            self.register_buffer('idx_queue', torch.full((1, size), -100))  # no image's: noise is nobody's positive
+            self.register_buffer(
+                'idx_queue', torch.full((1, size), -100)
+            )  # no image: random features are nobody's positive
             self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.int64))
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
-    def _encoders(self, config):
+    def _encoders(self, config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
         return (
             create_vit(config['image_res'], config['vit']),
             nn.Linear(config['vision_width'], config['embed_dim']),
@@ -52,32 +55,32 @@ class RetrievalModel(nn.Module):
             nn.Linear(self.bert_config.hidden_size, config['embed_dim']),
         )
 
-    def momentum_pairs(self):
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """[(module, its momentum copy)]"""
         return [
             (getattr(self, name), getattr(self, f'{name}_m'))
             for name in ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')
         ]
 
-    def copy_momentum(self):
-        """Take the momentum copies, where there are any, from the weights as they are now."""
+    def copy_momentum(self) -> None:
+        """Copy the current weights to the momentum encoders, if there are any."""
         if self.use_momentum:
             copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image, text, idx, alpha=0.0):
-        """The losses of one batch; where gradients are enabled, momentum copies and queue go on by one step.
+    def forward(self, image: Tensor, text, idx: Tensor, alpha: float = 0.0) -> dict[str, Tensor]:
+        """The losses of one batch; if gradients are enabled, momentum encoders and queue are updated.
 
-        image: [B, 3, R, R]; text: `input_ids` and `attention_mask`, both [B, L]; idx: [B] int64, equal where two pairs
-        show the same image. alpha: with `distill`, the weight of the momentum model's answers in the targets. Returns a
-        dict: loss_itc; loss_itm; itm_acc, the share of right answers in matching; no_negative, the number of pairs that
-        matching saw without negatives, as all of the batch shows their image.
+        image: [B, 3, R, R]. text: `input_ids` and `attention_mask`, both [B, L]. idx: [B] int64, equal if two pairs
+        show the same image. alpha: with `distill`, the weight of the momentum model's predictions in the targets.
+        Returns loss_itc; loss_itm; itm_acc, the share of correct ITM predictions; no_negative, the number of pairs
+        without a negative, because the whole batch shows their image.
         """
         image_embeds, image_feat = self.encode_image(image)  # [B, P, Dv], [B, E]
         text_embeds, text_feat = self.encode_text(text.input_ids, text.attention_mask)  # [B, L, D], [B, E]
 
-        # Contrast (ITC): each against the batch, and with momentum against earlier batches' features, too.
+        # ITC: each against the batch, with momentum also against features of earlier batches.
         if self.use_momentum:
-            sims = self.contrast_with_momentum(image, text, image_feat, text_feat, idx, alpha)
+            sims = self.momentum_similarities(image, text, image_feat, text_feat, idx, alpha)
         else:
             targets = losses.same_image_targets(idx, idx)  # [B, B]
             sims = *losses.similarities(image_feat, text_feat, self.temp), targets, targets
@@ -86,10 +89,10 @@ class RetrievalModel(nn.Module):
             losses.soft_cross_entropy(sim_i2t, targets_i2t) + losses.soft_cross_entropy(sim_t2i, targets_t2i)
         ) / 2
 
-        # Matching (ITM): each pair, its text with another image, and its image with another text.
+        # ITM: each pair, its text with another image, and its image with another text.
         batch = len(idx)
         same_image = idx[:, None] == idx[None]  # [B, B]
-        no_negative = same_image.all(dim=1)  # [B]: these draw anything, which is not counted in the loss
+        no_negative = same_image.all(dim=1)  # [B]: their draw is arbitrary and does not count in the loss
         excluded = same_image & ~no_negative[:, None]
         with torch.no_grad():
             other_image = losses.sampled_negatives(sim_t2i[:, :batch], excluded)  # [B]
@@ -103,24 +106,19 @@ class RetrievalModel(nn.Module):
             memory=self.text_encoder.project(image_embeds),
             memory_index=torch.cat([own, other_image, own]),
         )  # [3B, 1, D]
-        matches = self.itm_head(fused[:, 0]).float()  # [3B, 2]
-        is_match = (torch.arange(3 * batch, device=idx.device) < batch).long()
-        counts = torch.cat([torch.ones_like(no_negative), ~no_negative, ~no_negative]).float()  # [3B]
-        loss_itm = (F.cross_entropy(matches, is_match, reduction='none') * counts).sum() / counts.sum()
-        right = (matches.detach().argmax(dim=1) == is_match) * counts
-        return {
-            'loss_itc': loss_itc,
-            'loss_itm': loss_itm,
-            'itm_acc': right.sum() / counts.sum(),
-            'no_negative': no_negative.sum(),
-        }
+        counted = torch.cat([torch.ones_like(no_negative), ~no_negative, ~no_negative]).float()  # [3B]
+        loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[:, 0]).float(), batch, counted)
+        no_negative = no_negative.sum()
+        return {'loss_itc': loss_itc, 'loss_itm': loss_itm, 'itm_acc': itm_acc, 'no_negative': no_negative}
 
-    def contrast_with_momentum(self, image, text, image_feat, text_feat, idx, alpha):
-        """Similarities with the momentum features of the batch and of the queue, and what they should be.
+    def momentum_similarities(
+        self, image: Tensor, text, image_feat: Tensor, text_feat: Tensor, idx: Tensor, alpha: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Similarities with the momentum features of the batch and of the queue, and their targets.
 
         Returns sim_i2t, sim_t2i, targets_i2t, targets_t2i, all [B, C]; the batch's own candidates are the first B.
         """
-        if torch.is_grad_enabled():  # else nothing is trained that could be followed
+        if torch.is_grad_enabled():  # otherwise nothing is trained
             update_momentum(self.momentum_pairs(), self.momentum)
         with torch.no_grad():
             image_feat_m = feature(self.visual_encoder_m(image), self.vision_proj_m)  # [B, E]
@@ -144,31 +142,31 @@ class RetrievalModel(nn.Module):
             targets_t2i,
         )
 
-    def encode_image(self, image):
-        """[B, 3, R, R] -> image_embeds [B, P, Dv], image_feat [B, E] normalised, in float32."""
+    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, R, R] -> image_embeds [B, P, Dv], image_feat [B, E] normalized, in float32."""
         image_embeds = self.visual_encoder(image)
         return image_embeds, feature(image_embeds, self.vision_proj)
 
-    def encode_text(self, input_ids, attention_mask):
-        """Two of [B, L] -> text_embeds [B, L, D], text_feat [B, E] normalised, in float32."""
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Two of [B, L] -> text_embeds [B, L, D], text_feat [B, E] normalized, in float32."""
         text_embeds = self.text_encoder(input_ids, attention_mask, mode='text')
         return text_embeds, feature(text_embeds, self.text_proj)
 
     @torch.no_grad()
-    def enqueue(self, image_feat, text_feat, idx):
-        """Put all ranks' features [B, E] and idx [B] in the queue, in place of the oldest.
+    def enqueue(self, image_feat: Tensor, text_feat: Tensor, idx: Tensor) -> None:
+        """Put all ranks' features [B, E] and idx [B] into the queue, where they replace the oldest.
 
-        Any batch fits: at the end of the queue it goes on at the beginning, and of more than Q only the last Q stay.
+        Any batch fits: after the end of the queue it continues at the beginning; of more than Q only the last Q stay.
         """
         image_feat, text_feat, idx = (
             torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx)
         )
         size = self.idx_queue.shape[1]
-        places = (self.queue_ptr + torch.arange(len(idx), device=idx.device)) % size
-        kept = places[-size:]
-        self.image_queue[:, kept] = image_feat[-size:].t()
-        self.text_queue[:, kept] = text_feat[-size:].t()
-        self.idx_queue[:, kept] = idx[-size:]
+        positions = (self.queue_ptr + torch.arange(len(idx), device=idx.device)) % size
+        positions = positions[-size:]
+        self.image_queue[:, positions] = image_feat[-size:].t()
+        self.text_queue[:, positions] = text_feat[-size:].t()
+        self.idx_queue[:, positions] = idx[-size:]
         self.queue_ptr.copy_((self.queue_ptr + len(idx)) % size)
 
     def score_matrices(self, images: Iterable[Tensor], texts: Iterable, k: int) -> tuple[Tensor, Tensor]:
@@ -183,6 +181,6 @@ class RetrievalModel(nn.Module):
         return scores.i2t, scores.t2i
 
 
-def feature(embeds, projection):
-    """The normalised feature of the [CLS] token, in float32: [B, L, D] -> [B, E]."""
+def feature(embeds: Tensor, projection: nn.Module) -> Tensor:
+    """The normalized feature of the [CLS] token, in float32: [B, L, D] -> [B, E]."""
     return F.normalize(projection(embeds[:, 0]).float(), dim=-1)

@@ -1,14 +1,16 @@
-"""Visual question answering: a question is read over the image, and a decoder says its answer word by word (ALBEF).
+"""Visual question answering: an encoder reads a question and its image, a decoder generates the answer (ALBEF).
 
 Legend: B questions, N answers of all questions, P image tokens, S question tokens, L answer tokens, D width, V
-vocabulary, T asked tokens, A answers in the list.
+vocabulary, T target tokens, A answers in the list, R resolution.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models import answer_ranking
 from models.momentum import copy_to_momentum, update_momentum
@@ -20,17 +22,17 @@ from utils.errors import InputError
 class VQAModel(nn.Module):
     """An image encoder, a question encoder that reads the image, and a causal answer decoder that reads the question.
 
-    config: see `create_model`; tokenizer: its `pad_token_id` is read. With `distill` the model has a momentum copy of
-    each part, a teacher for the loss.
+    config: see `create_model`. tokenizer: `pad_token_id` is read. With `distill` the model has a momentum copy of each
+    part, which gives soft targets.
     """
 
-    def __init__(self, config, tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
         if self.bert_config.fusion_layer == self.bert_config.num_hidden_layers:
             raise InputError(
-                'bert_config: fusion_layer must be below num_hidden_layers: the answer decoder has as many '
-                'layers as the text encoder has from fusion_layer on'
+                'bert_config: fusion_layer must be below num_hidden_layers: the answer decoder has as many layers as '
+                'the text encoder has from fusion_layer on'
             )
         self.pad = tokenizer.pad_token_id
         self.distill, self.momentum = config['distill'], config['momentum']
@@ -43,56 +45,62 @@ class VQAModel(nn.Module):
             self.visual_encoder_m, self.text_encoder_m, self.text_decoder_m = self._parts(config)
             self.copy_momentum()
 
-    def _parts(self, config):
+    def _parts(self, config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, nn.Module]:
         bert = self.bert_config
-        decoder = replace(
-            bert,
-            num_hidden_layers=bert.num_hidden_layers - bert.fusion_layer,
-            fusion_layer=0,
-            encoder_width=bert.hidden_size,
-        )
-        return (create_vit(config['image_res'], config['vit']), create_bert(bert), create_bert(decoder, head=True))
+        layers = bert.num_hidden_layers - bert.fusion_layer
+        decoder = replace(bert, num_hidden_layers=layers, fusion_layer=0, encoder_width=bert.hidden_size)
+        return create_vit(config['image_res'], config['vit']), create_bert(bert), create_bert(decoder, head=True)
 
-    def momentum_pairs(self):
-        """[(module, its momentum copy)]; none without `distill`."""
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """[(module, its momentum copy)]; empty without `distill`."""
         names = ('visual_encoder', 'text_encoder', 'text_decoder') if self.distill else ()
         return [(getattr(self, name), getattr(self, f'{name}_m')) for name in names]
 
-    def copy_momentum(self):
-        """Take the momentum copies, where there are any, from the weights as they are now."""
+    def copy_momentum(self) -> None:
+        """Copy the current weights to the momentum copies, if there are any."""
         copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image, question, answer, k, weights, alpha=0.0):
-        """The loss of one batch: of each answer weight x the sum of its tokens' losses, divided by the number of
-        questions.
+    def forward(self, image: Tensor, question, answer, k: Tensor, weights: Tensor, alpha: float = 0.0) -> Tensor:
+        """The loss of one batch: the sum of each answer's token losses, weighted, divided by the number of questions.
 
-        image: [B, 3, R, R]; question: `input_ids` and `attention_mask`, both [B, S]; answer: the same of all questions'
-        answers, [N, L]; k: [B], how many answers each question has; weights: [N].
-        alpha: with `distill`, how much of a token's loss is cross entropy with the momentum model's prediction.
+        image: [B, 3, R, R]. question: `input_ids` and `attention_mask`, both [B, S]. answer: the same for the answers
+        of all questions, [N, L]. k: [B], the number of answers of each question. weights: [N]. alpha: with `distill`,
+        the weight of the cross entropy with the momentum model's prediction.
         """
-        targets = answer.input_ids[:, 1:]  # [N, L-1]
-        asked = (
-            (targets != self.pad).flatten().nonzero()[:, 0]
-        )  # [T]; waits for the device, so before its work is queued
-        asker = torch.arange(len(image), device=image.device).repeat_interleave(
-            torch.as_tensor(k, device=image.device), output_size=len(targets)
+        labels = answer.input_ids[:, 1:]  # [N, L-1]
+        is_target = labels != self.pad
+        targets = is_target.flatten().nonzero()[:, 0]  # [T]; waits for the device, so before its work is queued
+        k = torch.as_tensor(k, device=image.device)
+        question_index = torch.arange(len(image), device=image.device).repeat_interleave(
+            k, output_size=len(labels)
         )  # [N]
-        inputs = image, question, answer, asker, asked
+        inputs = image, question, answer, question_index, targets
 
-        logits = self.answer_logits(*inputs, self.visual_encoder, self.text_encoder, self.text_decoder)  # [T, V]
-        loss = F.cross_entropy(logits, targets.flatten().index_select(0, asked), reduction='none')  # [T]
+        logits = self.target_logits(*inputs, self.visual_encoder, self.text_encoder, self.text_decoder)  # [T, V]
+        loss = F.cross_entropy(logits, labels.flatten().index_select(0, targets), reduction='none')  # [T]
         if self.distill:
             with torch.no_grad():
                 update_momentum(self.momentum_pairs(), self.momentum)
-                teacher = self.answer_logits(*inputs, self.visual_encoder_m, self.text_encoder_m, self.text_decoder_m)
+                teacher = self.target_logits(*inputs, self.visual_encoder_m, self.text_encoder_m, self.text_decoder_m)
             loss = (1 - alpha) * loss + alpha * F.cross_entropy(logits, teacher.softmax(dim=1), reduction='none')
-        weights = weights.to(loss.device, torch.float32).index_select(0, asked // targets.shape[1])  # [T]
+        weights = weights.to(loss.device, torch.float32).index_select(0, targets // labels.shape[1])  # [T]
         return (loss * weights).sum() / len(image)
 
-    def answer_logits(self, image, question, answer, asker, asked, visual_encoder, text_encoder, text_decoder):
-        """Scores of all words for each asked token of the answers: [T, V], in float32.
+    def target_logits(
+        self,
+        image: Tensor,
+        question,
+        answer,
+        question_index: Tensor,
+        targets: Tensor,
+        visual_encoder: nn.Module,
+        text_encoder: nn.Module,
+        text_decoder: nn.Module,
+    ) -> Tensor:
+        """Vocabulary logits of the target tokens of the answers: [T, V], in float32.
 
-        asker: [N], the question of each answer; asked: [T], flat places in [N, L-1], the tokens after the first.
+        question_index: [N], the question of each answer. targets: [T], flat positions in [N, L-1], the tokens after the
+        first.
         """
         states = read_question(visual_encoder, text_encoder, image, question)  # [B, S, D]
         hidden = text_decoder.bert(
@@ -100,13 +108,13 @@ class VQAModel(nn.Module):
             answer.attention_mask[:, :-1],
             causal=True,
             memory=text_decoder.bert.project(states),
-            memory_index=asker,
+            memory_index=question_index,
             memory_mask=question.attention_mask,
         )  # [N, L-1, D]
-        return text_decoder.cls(hidden.flatten(0, 1).index_select(0, asked)).float()
+        return text_decoder.cls(hidden.flatten(0, 1).index_select(0, targets)).float()
 
     @torch.no_grad()
-    def rank_answers(self, image, question, answers, k):
+    def rank_answers(self, image: Tensor, question, answers, k: int) -> tuple[Tensor, Tensor]:
         """The k best answers of a list for each question: (ids [B, k], probabilities [B, k]), best first.
 
         answers: the list, `input_ids` and `attention_mask`, both [A, L]. See `answer_ranking.rank_answers`.
@@ -117,7 +125,7 @@ class VQAModel(nn.Module):
         )
 
 
-def read_question(visual_encoder, text_encoder, image, question):
-    """The states of a question that was read over its image: [B, 3, R, R], [B, S] -> [B, S, D]."""
+def read_question(visual_encoder: nn.Module, text_encoder: nn.Module, image: Tensor, question) -> Tensor:
+    """The states of a question after it attends to its image: [B, 3, R, R], [B, S] -> [B, S, D]."""
     image_embeds = visual_encoder(image)  # [B, P, Dv]
     return text_encoder(question.input_ids, question.attention_mask, memory=text_encoder.project(image_embeds))

@@ -221,8 +221,7 @@ def similar_length(lengths: Tensor) -> list[Tensor]:
 
 
 def padded(encoded: Encoded, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens of texts, by number [n] -> (hidden [n, L, D], mask [n, L]); the masked tokens are those of the next "
-    "text."""
+    """Tokens of texts, by number [n] -> (hidden [n, L, D], mask [n, L]); masked are tokens of the next text."""
     lengths = encoded.text_lengths[texts]
     starts = (encoded.text_lengths.cumsum(0) - encoded.text_lengths)[texts]
     offset = torch.arange(int(lengths.max()))

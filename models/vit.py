@@ -4,21 +4,23 @@ Legend: B batch, P image tokens (1 + patches), D width, n and m patches of two r
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import InputError
 
 VIT_B_16 = {'patch_size': 16, 'embed_dim': 768, 'depth': 12, 'num_heads': 12, 'mlp_ratio': 4}
 
 
-def create_vit(image_res, shape=None):
-    """A ViT at random weights that maps images [B, 3, R, R] to tokens [B, P, D], the [CLS] token first.
+def create_vit(image_res: int, shape: Mapping[str, Any] | None = None) -> VisionTransformer:
+    """A ViT with random weights that maps images [B, 3, R, R] to tokens [B, P, D], the [CLS] token first.
 
-    shape: values that differ from ViT-B/16; ValueError where they do not fit together.
+    shape: values that differ from ViT-B/16. InputError if they do not fit together.
     """
     shape = VIT_B_16 | dict(shape or {})
     if image_res % shape['patch_size']:
@@ -30,8 +32,8 @@ def create_vit(image_res, shape=None):
     return vit
 
 
-def interpolate_pos_embed(checkpoint, visual_encoder):
-    """Resize position embeddings to the encoder's grid, bicubic; those of the extra tokens ([CLS]) stay.
+def interpolate_pos_embed(checkpoint: Tensor, visual_encoder: nn.Module) -> Tensor:
+    """Resize position embeddings to the encoder's grid, bicubic; those of the extra tokens ([CLS]) stay as they are.
 
     checkpoint: [1, 1 + n, D]; returns [1, 1 + m, D] with m = `visual_encoder.patch_embed.num_patches`. Both grids are
     square.

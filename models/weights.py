@@ -47,7 +47,7 @@ class Report:
     def __str__(self) -> str:
         groups = {
             'resized': self.resized,
-            'missing in the file, kept as they are': self.missing,
+            'missing in the file, not changed': self.missing,
             'only in the file, not used': self.unexpected,
         }
         lines = [f'{self.source}: loaded {len(self.loaded)} tensors']
@@ -89,15 +89,14 @@ def model_state(checkpoint: Any, path: str) -> dict[str, Tensor]:
     state = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
         raise InputError(
-            f'--checkpoint {path}: holds no model weights (a mapping of names to tensors, or such a mapping '
+            f'--checkpoint {path}: has no model weights (a mapping of names to tensors, or such a mapping '
             'under `model`)'
         )
     return {key.removeprefix('module.'): value for key, value in state.items()}
 
 
 def strip_bert(state: State) -> dict[str, Tensor]:
-    """The names of a text encoder without a head: `text_encoder.bert.*` -> `text_encoder.*` (momentum copies "
-    "likewise)."""
+    """The names of a text encoder without a head: `text_encoder(_m).bert.*` -> `text_encoder(_m).*`."""
     return {re.sub(r'^(text_encoder(?:_m)?)\.bert\.', r'\1.', key): value for key, value in state.items()}
 
 

@@ -3,38 +3,32 @@
 Legend: R rows of text, L tokens, D width, H heads, d = D / H, V vocabulary;
 B memories (images) of S states (1 + patches), each Dm wide.
 
-The names of the parameters are those of Hugging Face's BERT, with `crossattention` added to the layers from
-`fusion_layer` on, so that BERT, ALBEF and GRIT-VLP weights load as they are.
+The parameters have the names of Hugging Face's BERT, with `crossattention` added to the layers from `fusion_layer` on,
+so that BERT, ALBEF and GRIT-VLP weights load as they are.
 
-What the upper layers attend to is projected to keys and values *once* by `BertModel.project`, and every row of text
-says which of the B memories it reads (`memory_index`). A pre-training step runs four rows of text against each image;
-projecting the image again for each row, as is usual, is a seventh of all its operations.
+`BertModel.project` projects what the upper layers attend to *once* to keys and values, and `memory_index` gives the
+memory of every row of text. A pre-training step has four rows of text per image; projecting the image again for each
+row, as is usual, takes a seventh of all FLOPs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from utils.errors import InputError
 
-# Keys of BERT's own configuration files that say nothing about the computation here.
-IGNORED = (
-    'architectures',
-    'model_type',
-    'concat_layer',
-    'type',
-    'transformers_version',
-    'position_embedding_type',
-    'use_cache',
-    'classifier_dropout',
-    'gradient_checkpointing',
-    'unk_token_id',
-    '_name_or_path',
-    'add_cross_attention',
+# Keys of BERT's own configuration files that do not affect this model.
+IGNORED = set(
+    'architectures model_type concat_layer type transformers_version position_embedding_type use_cache '
+    'classifier_dropout '
+    'gradient_checkpointing unk_token_id _name_or_path add_cross_attention'.split()
 )
+KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,10 +52,10 @@ class BertConfig:
     encoder_width: int = 768
 
     @classmethod
-    def from_mapping(cls, mapping):
-        """Build from a configuration mapping. ValueError names what is unknown or does not fit together."""
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> 'BertConfig':
+        """Build from a configuration mapping. InputError names what is unknown or does not fit together."""
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(mapping) - known - set(IGNORED))
+        unknown = sorted(set(mapping) - known - IGNORED)
         if unknown:
             raise InputError(f'bert_config: unknown key {unknown[0]!r}; known are {", ".join(sorted(known))}')
         config = cls(**{key: value for key, value in mapping.items() if key in known})
@@ -72,7 +66,7 @@ class BertConfig:
             )
         if not 0 <= config.fusion_layer <= config.num_hidden_layers:
             raise InputError(
-                f'bert_config: fusion_layer {config.fusion_layer} must lie between 0 and num_hidden_layers '
+                f'bert_config: fusion_layer {config.fusion_layer} must be between 0 and num_hidden_layers '
                 f'{config.num_hidden_layers}'
             )
         if config.hidden_act != 'gelu':
@@ -81,9 +75,9 @@ class BertConfig:
 
 
 class Embeddings(nn.Module):
-    """Word + position + token type (always 0), normalised."""
+    """Word + position + token type (always 0), normalized."""
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -92,12 +86,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.register_buffer('position_ids', torch.arange(config.max_position_embeddings)[None])
 
-    def forward(self, input_ids, start=0):  # [R, L] -> [R, L, D]
+    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:  # [R, L] -> [R, L, D]
         end = start + input_ids.shape[1]
         if end > self.position_ids.shape[1]:
             raise InputError(
-                f'a text of {end} tokens is longer than the position table (max_position_embeddings: '
-                f'{self.position_ids.shape[1]}); cut the text or use a larger table'
+                f'a text has {end} tokens, more than the {self.position_ids.shape[1]} position embeddings; cut the '
+                'text or increase bert_config.max_position_embeddings'
             )
         embeds = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
         embeds = embeds + self.position_embeddings(self.position_ids[:, start:end])
@@ -105,9 +99,9 @@ class Embeddings(nn.Module):
 
 
 class Projections(nn.Module):
-    """The query, key and value maps of one attention."""
+    """The query, key and value projections of one attention."""
 
-    def __init__(self, width, memory_width):
+    def __init__(self, width: int, memory_width: int):
         super().__init__()
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(memory_width, width)
@@ -117,39 +111,39 @@ class Projections(nn.Module):
 class AddAndNorm(nn.Module):
     """LayerNorm(dropout(dense(x)) + residual): the end of every block of BERT."""
 
-    def __init__(self, width_in, config):
+    def __init__(self, width_in: int, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(width_in, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, residual):
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the text itself, or over memories that were projected before."""
+    """Multi-head attention to the text itself, or to projected memories."""
 
-    def __init__(self, config, memory_width):
+    def __init__(self, config: BertConfig, memory_width: int):
         super().__init__()
         self.self = Projections(config.hidden_size, memory_width)
         self.output = AddAndNorm(config.hidden_size, config)
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
 
-    def _heads(self, x):  # [B, S, D] -> [B, H, S, d]
+    def _heads(self, x: Tensor) -> Tensor:  # [B, S, D] -> [B, H, S, d]
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-    def project(self, states):
+    def project(self, states: Tensor) -> KeyValue:
         """Keys and values of what is attended to: [B, S, Dm] -> two of [B, H, S, d]."""
         return self._heads(self.self.key(states)), self._heads(self.self.value(states))
 
-    def forward(self, hidden, key, value, mask=None):
+    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from hidden [R, L, D] to key and value [R, H, S, d], or [B, H, S, d] with R = r x B.
 
-        In the second case rows b*r ... b*r + r-1 read memory b: the queries of a memory are laid one behind the other,
-        so that nothing is copied. mask: bool, True = may be attended to, broadcastable to [R, H, L, S], there [B, 1, 1,
-        S].
+        In the second case rows b*r ... b*r + r-1 attend to memory b: the queries of a memory are concatenated, so that
+        nothing is copied. mask: bool, True = is attended to, broadcastable to [R, H, L, S]; in the second case [B, 1,
+        1, S].
         """
         rows, length, _ = hidden.shape
         query = self._heads(self.self.query(hidden))  # [R, H, L, d]
@@ -166,18 +160,18 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Tensor:
         return F.gelu(self.dense(hidden))
 
 
 class Layer(nn.Module):
-    """Self-attention, attention to a memory where the layer has it, feed-forward."""
+    """Self-attention, cross-attention to a memory if the layer has it, feed-forward."""
 
-    def __init__(self, config, has_memory):
+    def __init__(self, config: BertConfig, has_memory: bool):
         super().__init__()
         self.attention = Attention(config, config.hidden_size)
         if has_memory:
@@ -185,14 +179,23 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config.intermediate_size, config)
 
-    def forward(self, hidden, mask, memory=None, memory_mask=None, past=None, present=None, first_only=False):
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        memory: KeyValue | None = None,
+        memory_mask: Tensor | None = None,
+        past: KeyValue | None = None,
+        present: list[KeyValue] | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
         """hidden [R, L, D] -> the same, with `first_only` its first token [R, 1, D].
 
         memory: (key, value), each [B or R, H, S, d].
-        past: (key, value) of earlier tokens, each [R, H, T, d]; present: a list that takes those of `hidden`.
+        past: (key, value) of earlier tokens, each [R, H, T, d]. present: a list that receives those of `hidden`.
         """
         key, value = self.attention.project(hidden)
-        if first_only:  # it still reads all tokens
+        if first_only:  # it still attends to all tokens
             hidden = hidden[:, :1]
         if present is not None:
             present.append((key, value))
@@ -205,54 +208,54 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, i >= config.fusion_layer) for i in range(config.num_hidden_layers))
 
 
 class BertModel(nn.Module):
-    """The stack of layers: the first `fusion_layer` ones read text alone, the others text and a memory."""
+    """The stack of layers: the first `fusion_layer` ones attend to text only, the others to text and a memory."""
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.grad_checkpointing = False
 
-    def project(self, states):
+    def project(self, states: Tensor) -> list[KeyValue]:
         """Project B memories once for all layers that read them.
 
         states: [B, S, Dm], an image's patches or a question's tokens.
-        Returns one (key, value) a fusion layer, each [B, H, S, d].
+        Returns one (key, value) per fusion layer, each [B, H, S, d].
         """
         return [layer.crossattention.project(states) for layer in self.encoder.layer[self.config.fusion_layer :]]
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        mode='multi_modal',
-        hidden=None,
-        memory=None,
-        memory_index=None,
-        memory_mask=None,
-        causal=False,
-        past=None,
-        present=None,
-        first_only=False,
-    ):
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        mode: str = 'multi_modal',
+        hidden: Tensor | None = None,
+        memory: list[KeyValue] | None = None,
+        memory_index: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        causal: bool = False,
+        past: list[KeyValue] | None = None,
+        present: list[KeyValue] | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
         """Run the layers that `mode` names.
 
-        input_ids: [R, L], needed by 'text' and 'multi_modal'; hidden: [R, L, D], needed by 'fusion'.
+        input_ids: [R, L], required by 'text' and 'multi_modal'. hidden: [R, L, D], required by 'fusion'.
         attention_mask: [R, L], 1 = token, 0 = padding.
         mode: 'text' (the first layers), 'fusion' (the others, from `hidden`), 'multi_modal' (all).
-        memory: what `project` returned. memory_index: [R], the memory each row reads; None = row r reads memory r, or,
-        with R = r x B rows, every r consecutive rows read the next memory. memory_mask: [B, S], 1 = may be read.
-        causal: a token sees itself and earlier ones only (decoder).
-        past: of every layer (key, value) of T earlier tokens, each [R, H, T, d], which `hidden` continues and
-        `attention_mask` [R, T + L] counts; present: a list that takes what a later call can use as its past.
-        first_only: the last layer computes the first token alone, which is all that matching reads.
+        memory: the result of `project`. memory_index: [R], the memory that each row attends to; None = row r attends to
+        memory r, or, with R = r x B rows, every r consecutive rows to the next memory. memory_mask: [B, S], 1 = token.
+        causal: a token attends to itself and earlier ones only (decoder).
+        past: for every layer (key, value) of T earlier tokens, each [R, H, T, d]; `hidden` continues them, and
+        `attention_mask` [R, T + L] includes them. present: a list that receives what a later call can use as `past`.
+        first_only: the last layer computes only the first token, the only one that ITM reads.
         Returns [R, L, D], with `first_only` [R, 1, D].
         """
         first, last = {
@@ -292,49 +295,49 @@ class BertModel(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Tensor:
         return self.LayerNorm(F.gelu(self.dense(hidden)))
 
 
 class Predictions(nn.Module):
-    """Scores of all words; the weight is the word embedding's, the bias stands under two names in the state dict."""
+    """Vocabulary logits; the weight is the word embedding's, the bias has two names in the state dict."""
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.transform = PredictionTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
-    def forward(self, hidden):  # [..., D] -> [..., V]
+    def forward(self, hidden: Tensor) -> Tensor:  # [..., D] -> [..., V]
         return self.decoder(self.transform(hidden))
 
 
 class PredictionHead(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.predictions = Predictions(config)
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Tensor:
         return self.predictions(hidden)
 
 
 class BertWithHead(nn.Module):
-    """BERT and a head that scores words: the masked-language model of pre-training, the answer decoder of VQA."""
+    """BERT and a head for vocabulary logits: MLM of pre-training, the answer decoder of VQA."""
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.bert = BertModel(config)
         self.cls = PredictionHead(config)
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
 
 
-def init_bert(module, std):
-    """BERT's initialisation: normal weights, zero biases, padding's embedding zero."""
+def init_bert(module: nn.Module, std: float) -> None:
+    """BERT's initialization: normal weights, zero biases, padding's embedding zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=std)
@@ -345,8 +348,8 @@ def init_bert(module, std):
                 nn.init.zeros_(part.weight[part.padding_idx].detach())
 
 
-def create_bert(config, head=False):
-    """A BertModel, or with `head` a BertWithHead, at random weights."""
+def create_bert(config: BertConfig, head: bool = False) -> BertModel | BertWithHead:
+    """A BertModel, or with `head` a BertWithHead, with random weights."""
     model = BertWithHead(config) if head else BertModel(config)
     init_bert(model, config.initializer_range)
     return model

@@ -1,7 +1,5 @@
 """AdamW with the official two parameter groups: without and with weight decay."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,9 +15,9 @@ def create_optimizer(settings: Mapping[str, Any], model: nn.Module) -> torch.opt
     """Build the optimizer of `config['optimizer']` for the trainable parameters of `model`.
 
     `settings`: `opt` (adamW), `lr`, `weight_decay`, and optionally `betas`, `eps` and `no_decay`, a list of parameter
-    names (or their last components) that are to be exempt from weight decay besides biases and 1-D parameters.
+    names (or their last components) without weight decay, besides biases and 1-D parameters.
 
-    Raises ValueError for another optimizer, a missing or unknown key, and a `no_decay` name that no parameter has.
+    InputError for another optimizer, a missing or unknown key, and a `no_decay` name that no parameter has.
     """
     _check(settings)
     groups = parameter_groups(model, float(settings['weight_decay']), settings.get('no_decay') or ())
@@ -74,9 +72,9 @@ def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     force the fused kernel on a run on the CPU, and the reverse.
     """
     if len(state['param_groups']) != len(optimizer.param_groups):
-        return state  # torch says what is wrong
-    kept = [{key: group[key] for key in ('fused', 'foreach')} for group in optimizer.param_groups]
-    groups = [{**loaded, **own} for loaded, own in zip(state['param_groups'], kept, strict=True)]
+        return state  # torch reports what is wrong
+    current = [{key: group[key] for key in ('fused', 'foreach')} for group in optimizer.param_groups]
+    groups = [{**loaded, **own} for loaded, own in zip(state['param_groups'], current, strict=True)]
     return {**state, 'param_groups': groups}
 
 

@@ -24,10 +24,13 @@ QUERIES = 40  # in each direction, evenly spaced over the split
 TOP = 5
 THUMBNAIL = 160  # pixels of the longer side
 
-STYLE = """ body { font: 14px sans-serif; margin: 2em auto; max-width: 1100px; color: #222 } .query { display: flex;
-gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; align-items: center } .query > :first-child { flex: 0 0 200px }
-ol { margin: 0; padding: 0; list-style-position: inside } .images { display: flex; gap: 1em; flex-wrap: wrap } figure {
-margin: 0; padding: 4px; border: 3px solid #ddd; text-align: center } .correct { color: #070; font-weight: bold }
+STYLE = """
+body { font: 14px sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }
+.query { display: flex; gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; align-items: center }
+.query > :first-child { flex: 0 0 200px }
+ol { margin: 0; padding: 0; list-style-position: inside } .images { display: flex; gap: 1em; flex-wrap: wrap }
+figure { margin: 0; padding: 4px; border: 3px solid #ddd; text-align: center }
+.correct { color: #070; font-weight: bold }
 figure.correct { border-color: #0a0 } small { color: #777; font-weight: normal }
 """
 

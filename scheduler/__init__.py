@@ -1,9 +1,7 @@
 """The learning rate of a step, as a pure function of the schedule, the epoch and the iteration.
 
-There is no scheduler object and therefore no state to restore: a resumed run asks for the rate of the step it is at.
+There is no scheduler object and therefore no state to restore: a resumed run computes the rate of its step.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -18,14 +16,14 @@ def learning_rate(schedular: Mapping[str, Any], epoch: int, iteration: int) -> f
     """Return the learning rate that the optimizer step of `iteration` in `epoch` uses (both count from 0).
 
     Epoch 0 warms up: a stair from `warmup_lr` to the peak `lr` in `warmup_epochs` equal steps, one every 100 iterations
-    (an iteration that is a multiple of 100 still has the lower rate), and then stays at the peak. An epoch 0 that is
-    shorter cuts the stair. Every later epoch has one rate: the cosine from `lr` at epoch 0 to `min_lr` at epoch
-    `epochs`, and `min_lr` from there on. Training may stop before: Pretrain.yaml trains 20 epochs of a 30-epoch cosine.
+    (an iteration that is a multiple of 100 still has the lower rate), and then stays at the peak. A shorter epoch 0
+    cuts the stair. Every later epoch has one rate: the cosine from `lr` at epoch 0 to `min_lr` at epoch `epochs`, and
+    `min_lr` after that. Training may stop earlier: Pretrain.yaml trains 20 epochs of a 30-epoch cosine.
 
     `decay_rate` scales the peak of each cosine cycle after the first and `cooldown_epochs` lengthens the training that
     the schedule announces; there is one cycle and the scripts read `train_epochs`, so neither changes a rate.
 
-    Raises ValueError where a key is missing or is not a number, and for a `sched` other than cosine.
+    InputError if a key is missing or is not a number, and for a `sched` other than cosine.
     """
     if schedular.get('sched', 'cosine') != 'cosine':
         raise InputError(f"schedular.sched is {schedular['sched']!r}; the only schedule is 'cosine'")
@@ -36,12 +34,12 @@ def learning_rate(schedular: Mapping[str, Any], epoch: int, iteration: int) -> f
 
 
 def distillation_weight(config: Mapping[str, Any], epoch: int, iteration: int, iterations: int) -> float:
-    """Return the weight of the momentum model's answers in the target of a step: `alpha` of the configuration.
+    """Return the weight of the momentum model's predictions in the target of a step: `alpha` of the configuration.
 
     With `warm_up` it rises in epoch 0 from 0 towards `alpha`, in equal parts over the epoch's `iterations`.
     """
-    share = min(1.0, iteration / iterations) if config['warm_up'] and epoch == 0 else 1.0
-    return config['alpha'] * share
+    progress = min(1.0, iteration / iterations) if config['warm_up'] and epoch == 0 else 1.0
+    return config['alpha'] * progress
 
 
 def _warmup(schedular: Mapping[str, Any], peak: float, iteration: int) -> float:

@@ -1,4 +1,6 @@
-"""What tests share: the ids of the tiny reference models, a small demo world, and a checkpoint pre-trained on it."""
+"""Fixtures of several test files: the ids of the tiny reference models, the small synthetic dataset, a checkpoint that
+was pre-trained on it.
+"""
 
 import os
 from types import SimpleNamespace
@@ -17,21 +19,29 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope='session')
-def world(tmp_path_factory):
-    """The folder of a small demo world: 62 training scenes, so that batches never divide them."""
-    from dataset.shapes import make_world
+def shapes(tmp_path_factory):
+    """The folder of a small synthetic dataset: 62 training scenes, so that batches never divide them."""
+    from dataset.shapes import make_dataset
 
-    folder = tmp_path_factory.mktemp('world')
-    make_world(folder, 0, {'train': 62, 'val': 12, 'test': 13})
+    folder = tmp_path_factory.mktemp('shapes')
+    make_dataset(folder, 0, {'train': 62, 'val': 12, 'test': 13})
     return folder
 
 
 @pytest.fixture(scope='session')
-def pretrained(world, tmp_path_factory):
+def tokenizer(shapes):
+    """The tokenizer of the synthetic dataset."""
+    from models.tokenization_bert import create_tokenizer
+
+    return create_tokenizer(f'{shapes}/vocab')
+
+
+@pytest.fixture(scope='session')
+def pretrained(shapes, tmp_path_factory):
     """The path of a checkpoint that Pretrain.py wrote after two tiny epochs."""
     import Pretrain
     from tests.tiny import arguments
 
     output = tmp_path_factory.mktemp('pretrained')
-    Pretrain.main(arguments('pretrain', world, output))
+    Pretrain.main(arguments('pretrain', shapes, output))
     return output / 'checkpoint_01.pth'

@@ -22,11 +22,13 @@ from ruamel.yaml import YAML
 
 TIMES = {'started', 'grouping_seconds'}  # entries of a checkpoint that a clock decides
 MODEL = (
-    'image_res=32 vit.patch_size=16 vit.embed_dim=32 vit.depth=1 vit.num_heads=2 vision_width=32 bert_config.hidden_size=32 '
+    'image_res=32 vit.patch_size=16 vit.embed_dim=32 vit.depth=1 vit.num_heads=2 vision_width=32 '
+    'bert_config.hidden_size=32 '
     'bert_config.num_hidden_layers=2 bert_config.fusion_layer=1 bert_config.num_attention_heads=2 '
     'bert_config.intermediate_size=64 bert_config.encoder_width=32 num_workers=1 print_freq=5 save_every=4'
 )
-PRETRAIN = 'embed_dim=16 batch_size=4 queue_size=16 search_space=8 train_epochs=3 grit_from_epoch=0 hard_negatives_from_epoch=1'
+GRIT = 'queue_size=16 search_space=8 grit_from_epoch=0 hard_negatives_from_epoch=1'
+PRETRAIN = f'embed_dim=16 batch_size=4 train_epochs=3 {GRIT}'
 RETRIEVAL = 'embed_dim=16 batch_size_train=8 batch_size_test=8 k_test=4 schedular.epochs=2 queue_size=32'
 NLVR = 'batch_size=16 schedular.epochs=2'
 VQA = 'batch_size_train=16 batch_size_test=8 k_test=4 schedular.epochs=2'

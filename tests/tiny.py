@@ -1,6 +1,8 @@
-"""Command lines that run the real scripts in seconds: the demo world's configurations with much smaller models."""
+"""Command lines that run the real scripts in seconds: the configurations in configs/shapes with much smaller models."""
 
 from pathlib import Path
+
+from utils.config import apply_overrides, read_yaml, resolve
 
 CONFIGS = Path(__file__).parent.parent / 'configs' / 'shapes'
 
@@ -22,8 +24,8 @@ TASKS = {
     'pretrain': (
         'Pretrain',
         [
-            'train_file=[{world}/pretrain.json]',
-            'image_root={world}',
+            'train_file=[{shapes}/pretrain.json]',
+            'image_root={shapes}',
             'embed_dim=16',
             'batch_size=4',
             'queue_size=16',
@@ -36,10 +38,10 @@ TASKS = {
     'retrieval': (
         'Retrieval',
         [
-            'train_file=[{world}/retrieval_train.json]',
-            'val_file={world}/retrieval_val.json',
-            'test_file={world}/retrieval_test.json',
-            'image_root={world}',
+            'train_file=[{shapes}/retrieval_train.json]',
+            'val_file={shapes}/retrieval_val.json',
+            'test_file={shapes}/retrieval_test.json',
+            'image_root={shapes}',
             'embed_dim=16',
             'batch_size_train=8',
             'batch_size_test=8',
@@ -50,8 +52,8 @@ TASKS = {
     'nlvr_pretrain': (
         'NLVR_pretrain',
         [
-            'train_file=[{world}/pretrain.json]',
-            'image_root={world}',
+            'train_file=[{shapes}/pretrain.json]',
+            'image_root={shapes}',
             'embed_dim=16',
             'batch_size=8',
             'schedular.epochs=2',
@@ -60,10 +62,10 @@ TASKS = {
     'nlvr': (
         'NLVR',
         [
-            'train_file=[{world}/nlvr_train.json]',
-            'val_file=[{world}/nlvr_dev.json]',
-            'test_file=[{world}/nlvr_test.json]',
-            'image_root={world}',
+            'train_file=[{shapes}/nlvr_train.json]',
+            'val_file=[{shapes}/nlvr_dev.json]',
+            'test_file=[{shapes}/nlvr_test.json]',
+            'image_root={shapes}',
             'batch_size=16',
             'schedular.epochs=2',
         ],
@@ -71,12 +73,12 @@ TASKS = {
     'vqa': (
         'VQA',
         [
-            'train_file=[{world}/vqa_train.json]',
-            'val_file=[{world}/vqa_val.json]',
-            'test_file=[{world}/vqa_test.json]',
-            'answer_list={world}/answer_list.json',
-            'vqa_root={world}',
-            'vg_root={world}',
+            'train_file=[{shapes}/vqa_train.json]',
+            'val_file=[{shapes}/vqa_val.json]',
+            'test_file=[{shapes}/vqa_test.json]',
+            'answer_list={shapes}/answer_list.json',
+            'vqa_root={shapes}',
+            'vg_root={shapes}',
             'batch_size_train=16',
             'batch_size_test=8',
             'k_test=4',
@@ -86,19 +88,30 @@ TASKS = {
 }
 
 
-def arguments(task, world, output, *settings, flags=()):
-    """The argv of a task's script on a small world; `settings` are further key=value overrides."""
-    config, data = TASKS[task]
-    overrides = [*MODEL, *(item.format(world=world) for item in data), *settings]
+def arguments(task, shapes, output, *settings, flags=()):
+    """The argv of a task's script on the small synthetic dataset; `settings` are further key=value overrides."""
+    config, overrides = overridden(task, shapes, *settings)
     return [
         '--config',
-        str(CONFIGS / f'{config}.yaml'),
+        config,
         '--output_dir',
         str(output),
         '--text_encoder',
-        f'{world}/vocab',
+        f'{shapes}/vocab',
         '--device',
         'cpu',
         *(word for item in overrides for word in ('--set', item)),
         *flags,
     ]
+
+
+def resolved(task, shapes, *settings):
+    """The configuration that `arguments` leads to."""
+    config, overrides = overridden(task, shapes, *settings)
+    return resolve(task, apply_overrides(read_yaml(config), overrides), config)[0]
+
+
+def overridden(task, shapes, *settings):
+    """(path of the task's configuration, the overrides that make it fit the small synthetic dataset)"""
+    config, data = TASKS[task]
+    return str(CONFIGS / f'{config}.yaml'), [*MODEL, *(item.format(shapes=shapes) for item in data), *settings]

@@ -1,4 +1,4 @@
-"""Checkpoints: a file is the whole run, written atomically, and found again after any crash."""
+"""Checkpoints: a file is the complete run, written atomically, and found again after any crash."""
 
 import os
 import shutil

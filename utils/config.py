@@ -65,9 +65,9 @@ def _as_mapping(value: Any, section: str, item: str) -> Mapping[str, Any]:
 
 
 def resolve(task: str, config: Mapping[str, Any], source: str = 'config') -> tuple[Config, list[str]]:
-    """The whole configuration of a run: every key known and checked, defaults filled in.
+    """The complete configuration of a run: every key known and checked, defaults filled in.
 
-    Returns (resolved configuration, unused keys): a key that only another task reads is kept and listed as unused.
+    Returns (resolved configuration, unused keys): a key that only another task reads stays and is listed as unused.
     InputError names the file, the key and the nearest known key.
     """
     _refuse_unknown(config, KEYS, source, '')

@@ -121,8 +121,7 @@ def all_gather_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """Every rank's value, in rank order, on rank 0; None elsewhere. Values are pickled: keep their tensors on the "
-    "CPU."""
+    """Every rank's value, in rank order, on rank 0; None elsewhere. Values are pickled: no CUDA tensors."""
     if not is_initialized():
         return [value]
     values = [None] * world_size() if is_main() else None

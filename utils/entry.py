@@ -35,8 +35,7 @@ def run_main(main: Callable[[], object]) -> NoReturn:
 
 
 def exit_now(code: int) -> NoReturn:
-    """Exit; as one of several processes at once, because the others may never answer the farewell of a process "
-    "group."""
+    """Exit. One of several processes exits at once: the others may never answer when the group is closed."""
     if distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -48,7 +47,7 @@ def user_message(error: BaseException) -> str | None:
     """The line to print for an error that the user can correct; None for a bug."""
     if isinstance(error, InputError):
         text = str(error)
-        if text.startswith('Caught '):  # from a DataLoader worker: its traceback stands before the message
+        if text.startswith('Caught '):  # from a DataLoader worker: its traceback comes before the message
             text = text.partition(f'{type(error).__name__}: ')[2]
         return ' '.join(text.split())
     if isinstance(error, OSError) and error.filename is not None:

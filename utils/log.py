@@ -150,7 +150,7 @@ def start_log(folder: str) -> None:
 
 
 def write_log(folder: str, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write log.txt as a whole, one JSON object per record (rank 0)."""
+    """Write the complete log.txt, one JSON object per record (rank 0)."""
     if distributed.is_main():
         with atomic_write(Path(folder, 'log.txt')) as file:
             file.writelines(json.dumps(record) + '\n' for record in records)

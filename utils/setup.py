@@ -4,6 +4,7 @@ device.
 
 import argparse
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -58,12 +59,14 @@ def to_device(model: nn.Module, device: torch.device, config: Mapping[str, Any])
     if distributed.is_initialized():
         for buffer in model.buffers():  # DDP synchronizes parameters only; retrieval's queue starts as random features
             distributed.broadcast(buffer)
-        return DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == 'cuda' else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)  # newer torch renames broadcast_buffers, older has no other name
+            return DistributedDataParallel(
+                model,
+                device_ids=[device.index] if device.type == 'cuda' else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
     return model
 
 
@@ -73,8 +76,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """torch.compile each transformer layer in place; names in the state dict stay. InputError if it does not work "
-    "here."""
+    """torch.compile each transformer layer in place; state-dict keys stay. InputError if it does not work here."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=next(model.parameters()).device))
     except Exception as error:

@@ -1,5 +1,4 @@
-"""Annotation files: which fields a row has, how the JSON is read, and the memory-mapped cache that all processes "
-"share."""
+"""Annotation files: the fields of a row, reading of JSON, and the memory-mapped cache that all processes share."""
 
 from dataset.annotations.cache import Annotations, load_annotations
 

@@ -1,4 +1,4 @@
-"""JSON lists and JSON Lines, read row by row as a stream: a file of four million rows is never in memory as a whole."""
+"""JSON lists and JSON Lines, read row by row as a stream, so that a large file is never in memory at once."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def _json_list(stream: TextIO, file: str) -> Iterator[object]:
         yield value
         row, start = row + 1, end
     if text[at + 1 :].strip() or stream.read().strip():
-        raise InputError(f'{file} goes on after the end of its list, character {passed + at}: write the file again')
+        raise InputError(f'{file} continues after the end of its list, character {passed + at}: write the file again')
 
 
 def _may_continue(error: Exception, text: str) -> bool:

@@ -27,7 +27,7 @@ def _path(value: object, name: str) -> str:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"'{name}' must be one string; where there are several texts, give each a row of its own")
+        raise BadRow(f"'{name}' must be one string; give each of several texts a row of its own")
     return value
 
 
@@ -63,7 +63,7 @@ def _label(value: object, name: str) -> bool:
 
 def _vqa_source(value: object, name: str) -> str:
     if value not in ('vqa', 'vg'):
-        raise BadRow(f"""'{name}' must be "vqa" or "vg", which says under which root the image lies""")
+        raise BadRow(f"""'{name}' must be "vqa" or "vg", which selects the root folder of the image""")
     return value
 
 

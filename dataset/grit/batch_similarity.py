@@ -28,7 +28,7 @@ class BatchSimilarity:
         self.adjacent = self.count = 0
 
     def update(self, image_feat: Tensor, text_feat: Tensor) -> None:
-        """image_feat, text_feat: [N, E], normalised, in the order of the batch."""
+        """image_feat, text_feat: [N, E], normalized, in the order of the batch."""
         image_feat, text_feat = image_feat.double(), text_feat.double()
         neighbours = (image_feat[:-1] * text_feat[1:]).sum() + (text_feat[:-1] * image_feat[1:]).sum()
         own = (image_feat * text_feat).sum()

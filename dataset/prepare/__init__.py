@@ -1,1 +1,1 @@
-"""From the files that each data set is released with to annotation files: `python -m dataset.prepare --help`."""
+"""Converts the files of each dataset's release to annotation files: `python -m dataset.prepare --help`."""

@@ -1,34 +1,35 @@
-"""What all subcommands share: reading releases, cleaning captions, writing rows, and the summary at the end."""
+"""What all commands share: arguments, reading releases, cleaning captions, writing rows, and the summary at the end."""
 
 import argparse
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from dataset.annotations.json_reader import open_annotations, read_rows
+from utils.arguments import Parser
 from utils.errors import InputError
 from utils.files import atomic_write
 
-MAX_WORDS = 200  # training reads the first 30; the rest of a page taken for a caption only costs memory
+MAX_WORDS = 200  # training reads the first 30; a web page stored as a caption would only take memory
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
 EMOJI = re.compile('[\u2600-\u27bf\U0001f000-\U0001faff]')
 
 
 class Summary:
-    """Counts of one command. `print` shows them; a count that is 0 is left out."""
+    """Counts of one command. `print` shows those that are not 0."""
 
     def __init__(self, title: str):
         self.title = title
-        self.read: Counter = Counter()  # what came in
+        self.read: Counter = Counter()  # what was read
         self.excluded: set[str] = set()  # paths of images that --exclude names
         self.dropped: Counter = Counter()  # by reason
-        self.changed: Counter = Counter()  # kept, but not as it was
-        self.noted: Counter = Counter()  # kept as it was, worth knowing
+        self.changed: Counter = Counter()  # written with changes
+        self.noted: Counter = Counter()  # written without changes, but remarkable
         self.written: list[str] = []
 
     def print(self) -> None:
@@ -43,20 +44,21 @@ class Summary:
             print(f'  {name:9} {what}')
 
 
-def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
-    """A bar on a terminal, if it takes a second; elsewhere, as in a log file, one a minute."""
+def progress_bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """A progress bar: on a terminal after one second; otherwise, as in a log file, one line per minute."""
     pause = {'delay': 1} if sys.stderr.isatty() else {'delay': 60, 'mininterval': 60}
     return tqdm(items, what, total, leave=False, smoothing=0.1, **pause)
 
 
 def load_json(path: str) -> Any:
-    """A release's JSON file as a whole; FileNotFoundError or ValueError in one sentence."""
+    """The content of a release's JSON file; InputError if it cannot be read."""
     with open_annotations(path) as handle:
         try:
             return json.loads(handle.readall().decode('utf-8-sig'))
         except json.JSONDecodeError as error:
             raise InputError(
-                f'{path} is not whole JSON (line {error.lineno}, column {error.colno}: {error.msg}): download it again'
+                f'{path} is not complete JSON (line {error.lineno}, column {error.colno}: {error.msg}): '
+                f'download it again'
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f'{path} is not UTF-8 text ({error.reason}): download it again') from None
@@ -68,15 +70,15 @@ def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:
         yield from read_rows(handle, path, lines)
 
 
-def need(mapping: Any, key: str, path: str, what: str) -> Any:
-    """`mapping[key]`, or a ValueError that says which file lacks it."""
+def require_key(mapping: Any, key: str, path: str, what: str) -> Any:
+    """`mapping[key]`; InputError with the name of the file if there is none."""
     if not isinstance(mapping, dict) or key not in mapping:
-        raise InputError(f"{path} has no '{key}' where {what} has one: name the file that the release ships")
+        raise InputError(f"{path} has no '{key}' in {what}: give the file of the release")
     return mapping[key]
 
 
 def clean_caption(text: Any, summary: Summary) -> str | None:
-    """The caption on one line, at most MAX_WORDS words; None, counted, where there is none.
+    """The caption in one line of at most MAX_WORDS words; None, which is counted, if it is empty or not a string.
 
     Line breaks, NUL, other control characters and halves of surrogate pairs become spaces. Emoji and every script stay.
     """
@@ -100,7 +102,7 @@ def clean_caption(text: Any, summary: Summary) -> str | None:
 
 
 def caption_rows(images: Iterable[tuple[str, list]], per_image: bool, summary: Summary) -> Iterator[dict]:
-    """Pre-training rows of (path, captions): one a caption, or one an image."""
+    """Pre-training rows of (path, captions): one row per image, or one per caption."""
     for path, captions in images:
         captions = [clean for caption in captions if (clean := clean_caption(caption, summary)) is not None]
         if not captions:
@@ -123,7 +125,7 @@ def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
         out.write('\n]\n')
         if not count:
             summary.print()
-            raise InputError(f'no row is left to write to {path}: see what was dropped or excluded')
+            raise InputError(f'no row is left to write to {path}: the summary says what was dropped or excluded')
     summary.written.append(f'{path}: {count:,} rows, {texts:,} texts, {len(images):,} images')
 
 
@@ -133,34 +135,53 @@ def write_json(path: str, value: Any) -> None:
         json.dump(value, out, indent=1)
 
 
-def join(prefix: str, *parts: str) -> str:
-    """A image's path as it is written: with forward slashes, after `--image-prefix`."""
+def add_prefix(prefix: str, *parts: str) -> str:
+    """The path of an image as it is written: the parts with forward slashes, after `--image-prefix`."""
     return '/'.join([prefix.rstrip('/') or '/', *parts] if prefix else parts)
 
 
-def add_common(parser: argparse.ArgumentParser, out: str, exclude: bool = True) -> None:
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], Summary],
+    out: str,
+    help: str,
+    description: str,
+    per_image: bool = False,
+) -> Parser:
+    """Add a command that writes annotation files; returns its parser, for the arguments of its own.
+
+    out: help of `--out`, starting with its placeholder. per_image: whether it takes `--one-row-per-image`.
+    """
+    parser = commands.add_parser(name, help=help, description=description)
+    parser.set_defaults(run=run)
     parser.add_argument('--out', required=True, metavar=out.split()[0], help=out)
     parser.add_argument(
         '--image-prefix',
         default='',
         metavar='DIR',
-        help='put before each path, so that releases side by side share one image_root (such as coco)',
+        help='put before each path, so that releases in folders side by side share one image_root (such as coco)',
     )
-    if exclude:
-        parser.add_argument(
-            '--exclude',
-            nargs='+',
-            default=[],
-            metavar='FILE',
-            help='leave out the images these files name: annotation files, Karpathy JSON (its val and '
-            'test images), COCO JSON, or text files with an image, COCO id or Flickr id a line',
-        )
-
-
-def add_per_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--one-row-per-image',
-        action='store_true',
-        help='all captions of an image in one row, one of which is drawn at each visit '
-        '(default: a row for each caption)',
+        '--exclude',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='leave out the images that these files name: annotation files, Karpathy JSON (its val and test images), '
+        'COCO JSON, or text files with an image, COCO id or Flickr id per line',
     )
+    if per_image:
+        parser.add_argument(
+            '--one-row-per-image',
+            action='store_true',
+            help='all captions of an image in one row, one of which is drawn at each access (default: one row per '
+            'caption)',
+        )
+    return parser
+
+
+def positive(word: str) -> int:
+    """An argument that is an integer of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 1')
+    return int(word)

@@ -1,4 +1,4 @@
-"""Look at many image files in several processes, whatever is in them."""
+"""Decode many image files in several processes; no file can make it fail."""
 
 import hashlib
 import multiprocessing
@@ -7,28 +7,29 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
-from dataset.images import BadImage, open_image, worker_init
+from PIL import Image
+
+from dataset.images import BadImage, EncodedImage, open_image, worker_init
 from dataset.prepare.findings import TRUNCATED, Verdict
 
-PER_TASK = 16  # files handed to a process at a time
-MAX_PIXELS = 500_000_000  # 1.5 GB decoded, several of which at a time fill a training machine
+PER_TASK = 16  # files that a process gets at a time
+MAX_PIXELS = 500_000_000  # 1.5 GB decoded; several of them at a time fill the memory of a training machine
 ORIENTATION = 0x0112  # EXIF tag
 
 
 def examine(path: str) -> Verdict:
-    """Open and decode one file. Never raises: an error that nobody thought of is a reason too."""
+    """Open and decode one file. It never raises: an unforeseen error becomes the reason of the verdict."""
     reason, notes, digest = None, (), None
     try:
         image = open_image(path, allow_truncated=False)
         digest = hashlib.blake2b(image.data, digest_size=12).hexdigest()
-        notes = notes_of(image.header)
+        notes = conversions(image.header)
         width, height = image.size
         if width * height > MAX_PIXELS:
             reason = f'more than {MAX_PIXELS // 1_000_000} million pixels'
         else:
-            notes += decode(image)
+            notes += decode_fully(image)
     except BadImage as error:
         reason = str(error).rpartition(f'{path!r}: ')[2]
     except Exception as error:
@@ -36,8 +37,8 @@ def examine(path: str) -> Verdict:
     return Verdict(path, reason, notes, digest)
 
 
-def decode(image: Any) -> tuple[str, ...]:
-    """Decode an opened image, wholly or, noting it, as far as it goes; BadImage if not even that can be done."""
+def decode_fully(image: EncodedImage) -> tuple[str, ...]:
+    """Decode an image. A note if only its beginning can be decoded; BadImage if not even that is possible."""
     try:
         image.decode()
         return ()
@@ -47,28 +48,28 @@ def decode(image: Any) -> tuple[str, ...]:
         return (TRUNCATED,)
 
 
-def notes_of(header: Any) -> tuple[str, ...]:
-    """What training does to an image that is not plain RGB; `header` is Pillow's image, not yet decoded."""
+def conversions(header: Image.Image) -> tuple[str, ...]:
+    """Notes on what training does to an image that is not plain RGB. header: Pillow's image, not decoded."""
     found = {
         'CMYK, converted': header.mode == 'CMYK',
         'more than 8 bits a value, reduced': header.mode.startswith('I') or header.mode == 'F',
         'transparency, ignored': 'transparency' in header.info or header.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa'),
-        'EXIF rotation, ignored': _guarded(lambda: header.getexif().get(ORIENTATION, 1) != 1),
-        'animated, first frame taken': _guarded(lambda: getattr(header, 'is_animated', False)),
+        'EXIF rotation, ignored': _false_on_error(lambda: header.getexif().get(ORIENTATION, 1) != 1),
+        'animated, first frame taken': _false_on_error(lambda: getattr(header, 'is_animated', False)),
     }
-    return tuple(note for note, is_so in found.items() if is_so)
+    return tuple(note for note, applies in found.items() if applies)
 
 
-def _guarded(look: Callable[[], bool]) -> bool:
-    """Broken metadata does not make an image bad: training reads none of it."""
+def _false_on_error(condition: Callable[[], bool]) -> bool:
+    """Broken metadata does not make an image bad, because training does not read it."""
     try:
-        return look()
+        return condition()
     except Exception:
         return False
 
 
 def examine_all(paths: list[str], workers: int) -> Iterator[Verdict]:
-    """`examine` of each path, in no order. A file that kills a process is found out and reported as bad."""
+    """`examine` each path, in any order. A file that kills its process is identified and reported as bad."""
     waiting = deque(paths[i : i + PER_TASK] for i in range(0, len(paths), PER_TASK))
     while waiting:
         running: dict = {}
@@ -84,14 +85,14 @@ def examine_all(paths: list[str], workers: int) -> Iterator[Verdict]:
                         yield from verdicts
         except BrokenProcessPool:
             for suspects in running.values():
-                yield from map(_examine_alone, suspects)
+                yield from map(_examine_in_own_process, suspects)
 
 
 def _examine_each(paths: list[str]) -> list[Verdict]:
     return [examine(path) for path in paths]
 
 
-def _examine_alone(path: str) -> Verdict:
+def _examine_in_own_process(path: str) -> Verdict:
     try:
         with _pool(1) as pool:
             return pool.submit(examine, path).result()
@@ -100,9 +101,9 @@ def _examine_alone(path: str) -> Verdict:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _start_worker)
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which waits for what is under way
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which waits for running tasks
     worker_init(0)

@@ -1,33 +1,34 @@
-"""Images to keep out, known by name, by COCO id or by Flickr id, whichever data set they appear in.
+"""Images to leave out, identified by name, COCO id or Flickr id in every dataset.
 
-Half of Visual Genome is COCO, and COCO, SBU and Flickr30k all come from Flickr: a test image of one is often a
-training image of another, under another name.
+Half of Visual Genome is COCO, and COCO, SBU and Flickr30k all come from Flickr: a test image of one is often a training
+image of another, under another name.
 """
 
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from dataset.prepare.common import load_json, stream_json
+from dataset.prepare.common import load_json, require_key, stream_json
 from utils.errors import InputError
 
 COCO_NAME = re.compile(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})')
 FLICKR_URL = re.compile(r'flickr\.com/(?:\w+/)*(\d+)_[0-9a-f]+')
-LONGEST_COCO_ID = 6  # digits; Flickr's are longer
+LONGEST_COCO_ID = 6  # digits; Flickr ids are longer
 
 
 class Exclusions:
-    """What `--exclude` names. `names(path, ...)` says whether an image is among it."""
+    """The images that the files of `--exclude` name."""
 
     def __init__(self, files: list[str]):
         self.keys: set[str] = set()
         for file in files:
-            entries = {key for entry in _entries(file) for key in _keys_of_entry(str(entry))}
-            if not entries:
+            keys = {key for entry in _read_entries(file) for key in _keys_of_entry(str(entry))}
+            if not keys:
                 raise InputError(f'--exclude {file} names no image: give a list of images or an annotation file')
-            self.keys |= entries
+            self.keys |= keys
 
-    def names(self, path: str, coco_id: int | str | None = None, flickr_id: int | str | None = None) -> bool:
+    def contains(self, path: str, coco_id: int | str | None = None, flickr_id: int | str | None = None) -> bool:
         if not self.keys:
             return False
         folder, stem = _folder_and_stem(path)
@@ -38,7 +39,7 @@ class Exclusions:
 
 
 def flickr_id(url: str | None) -> str | None:
-    """The photo's id in a flickr.com image address."""
+    """The id of a photo in the URL of an image on flickr.com; None for other URLs."""
     match = FLICKR_URL.search(url or '')
     return match[1] if match else None
 
@@ -61,21 +62,29 @@ def _keys_of_entry(entry: str) -> set[str]:
     return keys
 
 
-def _entries(file: str) -> Iterator[str | int]:
+def _read_entries(file: str) -> Iterator[Any]:
+    """Each name or id of an image in a text file, a release's JSON, or an annotation file."""
     if not file.endswith(('.json', '.jsonl')):
-        with open(file, encoding='utf-8') as lines:
-            yield from (line for line in lines if line.strip())
+        try:
+            with open(file, encoding='utf-8') as lines:
+                yield from (line for line in lines if line.strip())
+        except UnicodeDecodeError as error:
+            raise InputError(f'--exclude {file} is not UTF-8 text ({error.reason}): convert it') from None
         return
     with open(file, 'rb') as handle:
         is_mapping = handle.read(64).lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{')
     if is_mapping and file.endswith('.json'):
-        data = load_json(file)
-        for image in data.get('images', []):
+        for image in load_json(file).get('images', []):
+            if not isinstance(image, dict):
+                raise InputError(
+                    f"--exclude {file}: an entry of 'images' is not an object: give the file of the release"
+                )
             if image.get('split', 'test') in ('val', 'test'):
-                yield image.get('cocoid') or image.get('file_name') or image.get('filename') or image['id']
+                name = image.get('cocoid') or image.get('file_name') or image.get('filename')
+                yield name or require_key(image, 'id', file, "an entry of 'images'")
         return
     for row in stream_json(file):
         if not isinstance(row, dict):
             yield row
         elif 'image' in row or 'images' in row:
-            yield from row.get('images') or [row['image']]
+            yield from row.get('images') or [require_key(row, 'image', file, 'a row')]

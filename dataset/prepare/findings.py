@@ -1,4 +1,4 @@
-"""What `check` finds out: a verdict on each image, and how often images and captions come again."""
+"""Results of `check`: a verdict on each image, and how often images and captions are repeated."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -8,7 +8,7 @@ TRUNCATED = 'ends early'
 
 
 class Verdict(NamedTuple):
-    """On one file: why it is bad (None: it is not), what training does to it, and a digest of its bytes."""
+    """On one file: why it is bad (None if it is good), what training does to it, and a digest of its bytes."""
 
     image: str
     reason: str | None
@@ -17,13 +17,14 @@ class Verdict(NamedTuple):
 
 
 class Repeats:
-    """Counts images, captions and pairs of both that came before. Keeps their hashes, as there may be millions."""
+    """Counts repeated images, captions and pairs of both. Stores hashes, because there may be millions."""
 
     def __init__(self):
         self.hashes: dict[str, set[int]] = {'image': set(), 'caption': set(), 'image and caption': set()}
         self.count: Counter = Counter()
 
-    def seen(self, row: dict, images: list[str]) -> dict:
+    def count_row(self, row: dict, images: list[str]) -> dict:
+        """Count a row and return it."""
         captions = row.get('caption', row.get('sentence', row.get('question')))
         self._add('image', tuple(images))
         for caption in captions if isinstance(captions, list) else [captions]:
@@ -37,14 +38,14 @@ class Repeats:
         self.hashes[what].add(key)
 
 
-def same_bytes(verdicts: dict[str, Verdict]) -> int:
-    """How many files repeat another one's contents under another name."""
+def count_same_bytes(verdicts: dict[str, Verdict]) -> int:
+    """How many files have the same content as an earlier file."""
     digests = [verdict.digest for verdict in verdicts.values() if verdict.digest]
     return len(digests) - len(set(digests))
 
 
 def most_repeated(verdicts: dict[str, Verdict]) -> list[dict]:
-    """Files that are there again and again, such as a site's "no longer available", with one path of each."""
+    """The content that most files share, such as a website's "no longer available", with one path of each."""
     examples = {verdict.digest: path for path, verdict in verdicts.items() if verdict.digest}
     counts = Counter(verdict.digest for verdict in verdicts.values() if verdict.digest).most_common(MOST_REPEATED)
     return [{'image': examples[digest], 'copies': count} for digest, count in counts if count > 1]

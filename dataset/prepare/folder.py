@@ -1,20 +1,21 @@
-"""Your own images: a folder with a .txt beside each, or a table with a column of paths and one of captions."""
+"""Your own images: a folder with a .txt file for each image, or a table with a column of paths and one of captions."""
 
 import argparse
 import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
+import pyarrow
 import pyarrow.parquet as parquet
 
 from dataset.prepare.common import (
     Summary,
-    add_common,
-    add_per_image,
+    add_command,
+    add_prefix,
     caption_rows,
-    join,
-    progress,
+    progress_bar,
     stream_json,
     write_rows,
 )
@@ -26,24 +27,21 @@ IMAGE_COLUMNS = ('image', 'image_path', 'path', 'file', 'filename', 'file_name',
 CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentence', 'description', 'title', 'comment')
 
 
-def add_folder(commands) -> None:
-    parser = commands.add_parser(
-        'folder',
-        help='your own: images with a .txt each, or a CSV, TSV, Parquet or JSON Lines file with two columns',
-        description='SOURCE is a folder in which a.txt holds the captions of a.jpg, one a line; or a table whose '
-        'columns are named image and caption, or alike, or by --columns. Paths are written relative to '
-        'the folder.',
+def add_folder(commands: Any) -> None:
+    title = 'your own: images with a .txt file each, or a CSV, TSV, Parquet or JSON Lines file with two columns'
+    about = (
+        'SOURCE is a folder in which a.txt contains the captions of a.jpg, one per line; or a table with columns named '
+        'image and caption, or similarly, or as --columns says. Paths are written relative to the folder.'
     )
+    parser = add_command(commands, 'folder', run_folder, 'F.json to write', title, about, per_image=True)
     parser.add_argument('source', metavar='SOURCE')
     parser.add_argument('--columns', nargs=2, metavar=('IMAGE', 'CAPTION'), help='names of the two columns of a table')
     parser.add_argument(
         '--image-root',
         metavar='DIR',
-        help='where the paths of a table start (default: the folder of the table); absent images are dropped',
+        help='folder that the paths of a table are relative to (default: that of the table); missing images are '
+        'dropped',
     )
-    add_common(parser, 'F.json to write')
-    add_per_image(parser)
-    parser.set_defaults(run=run_folder)
 
 
 def run_folder(args: argparse.Namespace) -> Summary:
@@ -53,19 +51,22 @@ def run_folder(args: argparse.Namespace) -> Summary:
     else:
         root = args.image_root if args.image_root is not None else os.path.dirname(args.source)
         images = images_of_table(args.source, args.columns, root, args.one_row_per_image, summary)
-    images = kept(progress(images, 'images'), Exclusions(args.exclude), args.image_prefix, summary)
+    images = drop_unusable(progress_bar(images, 'images'), Exclusions(args.exclude), args.image_prefix, summary)
     write_rows(args.out, caption_rows(images, args.one_row_per_image, summary), summary)
     return summary
 
 
-def kept(images: Iterable, exclusions: Exclusions, prefix: str, summary: Summary) -> Iterator[tuple[str, list]]:
+def drop_unusable(
+    images: Iterable[tuple[str, list]], exclusions: Exclusions, prefix: str, summary: Summary
+) -> Iterator[tuple[str, list]]:
+    """(prefixed path, captions) of the images that are not excluded and whose name can be written."""
     for path, captions in images:
-        if exclusions.names(path):
+        if exclusions.contains(path):
             summary.excluded.add(path)
         elif not is_utf8(path):
             summary.dropped['file whose name is not UTF-8'] += 1
         else:
-            yield join(prefix, path), captions
+            yield add_prefix(prefix, path), captions
 
 
 def is_utf8(path: str) -> bool:
@@ -78,7 +79,7 @@ def is_utf8(path: str) -> bool:
 
 
 def images_with_texts(folder: str, summary: Summary) -> Iterator[tuple[str, list[str]]]:
-    """(path, lines of its .txt) of each image; blank lines are no captions."""
+    """(path, lines of its .txt file) of each image; blank lines are ignored."""
     for path in image_files(folder):
         if not path.lower().endswith(EXTENSIONS):
             continue
@@ -103,7 +104,7 @@ def images_with_texts(folder: str, summary: Summary) -> Iterator[tuple[str, list
 def images_of_table(
     path: str, columns: list[str] | None, root: str, group: bool, summary: Summary
 ) -> Iterator[tuple[str, list]]:
-    """(path, captions) of each row or, if `group`, of each image, where it first comes."""
+    """(path, captions) of each row or, if `group`, of each image, in the order of first occurrence."""
     groups: dict[str, list] = {}
     for image, caption in table_pairs(path, columns):
         summary.read['rows'] += 1
@@ -133,28 +134,31 @@ def table_pairs(path: str, columns: list[str] | None) -> Iterator[tuple[object, 
                 columns = choose_columns(list(row), columns, path)
             yield row.get(columns[0]), row.get(columns[1])
     elif ending == '.parquet':
-        try:
-            with parquet.ParquetFile(path) as file:
-                image, caption = choose_columns(file.schema_arrow.names, columns, path)
-                for batch in file.iter_batches(columns=[image, caption]):
-                    yield from zip(batch[image].to_pylist(), batch[caption].to_pylist(), strict=True)
-        except (OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) or path in str(error):
-                raise
-            raise InputError(f'{path} is not a whole Parquet file: {str(error).splitlines()[0]}') from None
+        with open(path, 'rb') as file:
+            yield from _parquet_pairs(path, file, columns)
     else:
-        raise InputError(f'{path} is neither a folder nor a .csv, .tsv, .parquet, .jsonl or .json file')
+        raise InputError(f'{path} is not a folder or a .csv, .tsv, .parquet, .jsonl or .json file')
+
+
+def _parquet_pairs(path: str, file: BinaryIO, columns: list[str] | None) -> Iterator[tuple[object, object]]:
+    try:
+        with parquet.ParquetFile(file) as table:
+            image, caption = choose_columns(table.schema_arrow.names, columns, path)
+            for batch in table.iter_batches(columns=[image, caption]):
+                yield from zip(batch[image].to_pylist(), batch[caption].to_pylist(), strict=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None
 
 
 def _csv_pairs(path: str, delimiter: str, columns: list[str] | None) -> Iterator[tuple[object, object]]:
     csv.field_size_limit(sys.maxsize)
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
-        lines = (line.replace('\0', ' ') for line in file)  # older csv modules refuse NUL
+        lines = (line.replace('\0', ' ') for line in file)  # the csv module of older Pythons refuses NUL
         reader = csv.reader(lines, delimiter=delimiter)
         heading = next(reader, None)
         if heading is None:
-            raise InputError(f'{path} is empty: it needs a column of images and one of captions')
-        if columns is None and len(heading) == 2 and heading[0].lower().endswith(EXTENSIONS):  # no heading, then
+            raise InputError(f'{path} is empty: give a table with a column of images and one of captions')
+        if columns is None and len(heading) == 2 and heading[0].lower().endswith(EXTENSIONS):  # there is no heading
             yield heading[0], heading[1]
             image, caption = 0, 1
         else:
@@ -165,11 +169,13 @@ def _csv_pairs(path: str, delimiter: str, columns: list[str] | None) -> Iterator
 
 
 def choose_columns(names: list[str], wanted: list[str] | None, path: str) -> list[str]:
-    """The names of the image's column and the caption's; ValueError where they cannot be told."""
+    """The names of the image and caption columns; InputError if they are not found."""
     if wanted is None:
         lower = {name.lower(): name for name in reversed(names)}
         known = (IMAGE_COLUMNS, CAPTION_COLUMNS)
         wanted = [next((lower[name] for name in group if name in lower), None) for group in known]
     if not all(name in names for name in wanted):
-        raise InputError(f'{path} has the columns {", ".join(names)}: name those of images and captions with --columns')
+        raise InputError(
+            f'{path} has the columns {", ".join(names)}: choose those of images and captions with --columns'
+        )
     return wanted

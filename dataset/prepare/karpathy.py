@@ -1,60 +1,55 @@
-"""COCO captions and Flickr30k, from their caption files or from Karpathy's dataset_*.json, which knows the splits."""
+"""COCO captions and Flickr30k, from their caption files or from Karpathy's dataset_*.json, which has the splits."""
 
 import argparse
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from dataset.prepare.common import (
     Summary,
-    add_common,
-    add_per_image,
+    add_command,
+    add_prefix,
     caption_rows,
     clean_caption,
-    join,
     load_json,
-    need,
+    require_key,
     write_rows,
 )
 from dataset.prepare.exclude import Exclusions
 from utils.errors import InputError, MissingFileError
 
-TRAINING = ('train', 'restval')  # restval: the part of COCO's val2014 that is neither val nor test
+TRAINING = ('train', 'restval')  # restval: the images of COCO's val2014 that are neither in val nor in test
 
 
 @dataclass
 class Image:
     path: str
-    identity: str
+    image_id: str
     split: str = 'train'
     captions: list = field(default_factory=list)
 
 
-def add_coco(commands) -> None:
-    parser = commands.add_parser(
-        'coco',
-        help='COCO captions: captions_*.json, or dataset_coco.json of Karpathy',
-        description='From dataset_coco.json: coco.json for pre-training and coco_train, coco_val and coco_test.json '
-        'for retrieval. From captions_train2014.json and its like: coco.json with all that they hold.',
+def add_coco(commands: Any) -> None:
+    title = 'COCO captions: captions_*.json, or dataset_coco.json of Karpathy'
+    about = (
+        'From dataset_coco.json: coco.json for pre-training and coco_train, coco_val and coco_test.json for retrieval. '
+        'From captions_train2014.json and similar files: coco.json with all their captions.'
     )
+    parser = add_command(commands, 'coco', run_coco, 'FOLDER to write to', title, about, per_image=True)
     parser.add_argument('files', nargs='+', metavar='JSON')
-    add_common(parser, 'FOLDER to write to')
-    add_per_image(parser)
-    parser.set_defaults(run=run_coco)
 
 
-def add_flickr30k(commands) -> None:
-    parser = commands.add_parser(
-        'flickr30k',
-        help='Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv',
-        description='Writes flickr30k_train, flickr30k_val and flickr30k_test.json for retrieval. The token and CSV '
-        'files know no splits: name the images of val and test with --val and --test.',
+def add_flickr30k(commands: Any) -> None:
+    title = 'Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv'
+    about = (
+        'Writes flickr30k_train, flickr30k_val and flickr30k_test.json for retrieval. The token and CSV files have no '
+        'splits: name the images of val and test with --val and --test.'
     )
+    parser = add_command(commands, 'flickr30k', run_flickr30k, 'FOLDER to write to', title, about)
     parser.add_argument('file', metavar='FILE')
-    parser.add_argument('--val', metavar='LIST', help='images of the validation split, one a line')
-    parser.add_argument('--test', metavar='LIST', help='images of the test split, one a line')
-    add_common(parser, 'FOLDER to write to')
-    parser.set_defaults(run=run_flickr30k)
+    parser.add_argument('--val', metavar='LIST', help='images of the validation split, one per line')
+    parser.add_argument('--test', metavar='LIST', help='images of the test split, one per line')
 
 
 def run_coco(args: argparse.Namespace) -> Summary:
@@ -63,12 +58,12 @@ def run_coco(args: argparse.Namespace) -> Summary:
     karpathy = [is_karpathy(data) for _, data in loaded]
     if any(karpathy) and len(loaded) > 1:
         raise InputError(
-            "give Karpathy's dataset_coco.json alone, as it holds all captions: to keep its test images "
-            'out of captions_*.json, name it after --exclude'
+            "give Karpathy's dataset_coco.json without other files, because it contains all captions; to leave its "
+            'test images out of captions_*.json, name it after --exclude'
         )
     read = karpathy_images if karpathy[0] else coco_images
     images = [image for path, data in loaded for image in read(data, path, args.image_prefix, 'coco_')]
-    images = keep(images, Exclusions(args.exclude), summary)
+    images = drop_excluded(images, Exclusions(args.exclude), summary)
     training = [(image.path, image.captions) for image in images if image.split in TRAINING]
     write_rows(os.path.join(args.out, 'coco.json'), caption_rows(training, args.one_row_per_image, summary), summary)
     if karpathy[0]:
@@ -81,49 +76,54 @@ def run_flickr30k(args: argparse.Namespace) -> Summary:
     if args.file.endswith('.json'):
         data = load_json(args.file)
         if not is_karpathy(data):
-            raise InputError(f'{args.file} is not dataset_flickr30k.json: its images have no sentences and splits')
+            raise InputError(f'{args.file} has no images with sentences and split: give dataset_flickr30k.json')
         images = karpathy_images(data, args.file, args.image_prefix, '')
     else:
         val, test = (Exclusions([file] if file else []) for file in (args.val, args.test))
         images = list(token_images(args.file, args.image_prefix, summary))
         for image in images:
-            image.split = 'test' if test.names(image.path) else 'val' if val.names(image.path) else 'train'
-    write_retrieval(args.out, 'flickr30k', keep(images, Exclusions(args.exclude), summary), summary)
+            image.split = 'test' if test.contains(image.path) else 'val' if val.contains(image.path) else 'train'
+    images = drop_excluded(images, Exclusions(args.exclude), summary)
+    write_retrieval(args.out, 'flickr30k', images, summary)
     return summary
 
 
 def is_karpathy(data: object) -> bool:
     entries = data.get('images') if isinstance(data, dict) else None
-    return bool(entries) and isinstance(entries, list) and {'sentences', 'split'} <= set(entries[0])
+    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
+        return False
+    return {'sentences', 'split'} <= set(entries[0])
 
 
-def karpathy_images(data: dict, path: str, prefix: str, identity: str) -> list[Image]:
+def karpathy_images(data: dict, path: str, prefix: str, id_prefix: str) -> list[Image]:
+    """The images of Karpathy's dataset_*.json."""
     images = []
     for entry in data['images']:
+        name = require_key(entry, 'filename', path, 'an image')
         folder = [entry['filepath']] if entry.get('filepath') else []
-        name = need(entry, 'filename', path, "an image of Karpathy's files")
-        captions = [need(sentence, 'raw', path, 'a sentence') for sentence in entry['sentences']]
+        captions = [require_key(sentence, 'raw', path, 'a sentence') for sentence in entry['sentences']]
         number = entry.get('cocoid') or os.path.splitext(name)[0]
-        images.append(Image(join(prefix, *folder, name), f'{identity}{number}', entry['split'], captions))
+        images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', entry['split'], captions))
     return images
 
 
-def coco_images(data: dict, path: str, prefix: str, identity: str) -> Iterable[Image]:
+def coco_images(data: dict, path: str, prefix: str, id_prefix: str) -> Iterable[Image]:
+    """The images of COCO's own captions_*.json."""
     images = {}
-    for entry in need(data, 'images', path, 'captions_train2014.json'):
-        name = need(entry, 'file_name', path, 'an image of captions_train2014.json')
-        # 2014: COCO_train2014_000000000009.jpg lies in train2014; 2017: only the address says where.
+    for entry in require_key(data, 'images', path, 'its top level'):
+        name = require_key(entry, 'file_name', path, 'an image')
+        # 2014: COCO_train2014_000000000009.jpg is in train2014; 2017: only the URL contains the folder.
         folder = name.split('_')[1] if name.startswith('COCO_') else entry.get('coco_url', '/').split('/')[-2]
-        images[entry['id']] = Image(join(prefix, *filter(None, [folder]), name), f'{identity}{entry["id"]}')
-    for annotation in need(data, 'annotations', path, 'captions_train2014.json'):
-        caption = need(annotation, 'caption', path, 'an annotation of captions_train2014.json')
+        images[entry['id']] = Image(add_prefix(prefix, *filter(None, [folder]), name), f'{id_prefix}{entry["id"]}')
+    for annotation in require_key(data, 'annotations', path, 'its top level'):
+        caption = require_key(annotation, 'caption', path, 'an annotation')
         if annotation['image_id'] in images:
             images[annotation['image_id']].captions.append(caption)
     return images.values()
 
 
 def token_images(path: str, prefix: str, summary: Summary) -> Iterable[Image]:
-    """Of `NAME#0<TAB>caption` lines, or of `NAME| 0| caption` lines under a heading."""
+    """The images of `NAME#0<TAB>caption` lines, or of `NAME| 0| caption` lines under a heading."""
     images: dict[str, Image] = {}
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist: give results_20130124.token, results.csv or Karpathy JSON')
@@ -132,16 +132,19 @@ def token_images(path: str, prefix: str, summary: Summary) -> Iterable[Image]:
             name, caption = _split_line(line)
             if caption is None:
                 if number and line.strip():
-                    summary.dropped['line that holds no image and caption'] += 1
+                    summary.dropped['line without an image and a caption'] += 1
                 continue
-            image = images.setdefault(name, Image(join(prefix, name), os.path.splitext(name)[0]))
+            image = images.setdefault(name, Image(add_prefix(prefix, name), os.path.splitext(name)[0]))
             image.captions.append(caption)
     if not images:
-        raise InputError(f'{path} has neither NAME#0<TAB>caption nor NAME| 0| caption lines: is it of Flickr30k?')
+        raise InputError(
+            f'{path} has no lines NAME#0<TAB>caption or NAME| 0| caption: give a caption file of Flickr30k'
+        )
     return images.values()
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
+    """(image name, caption) of a line; no caption if it has another form."""
     if '\t' in line and '#' in line.split('\t')[0]:
         name, caption = line.split('\t', 1)
         return name.split('#')[0].strip(), caption
@@ -151,30 +154,30 @@ def _split_line(line: str) -> tuple[str, str | None]:
     return '', None
 
 
-def keep(images: Iterable[Image], exclusions: Exclusions, summary: Summary) -> list[Image]:
-    images = list(images)
-    kept = [image for image in images if not exclusions.names(image.path)]
+def drop_excluded(images: list[Image], exclusions: Exclusions, summary: Summary) -> list[Image]:
+    remaining = [image for image in images if not exclusions.contains(image.path)]
     summary.read['images'] += len(images)
     summary.read['captions'] += sum(len(image.captions) for image in images)
-    summary.excluded |= {image.path for image in images} - {image.path for image in kept}
-    return kept
+    summary.excluded |= {image.path for image in images} - {image.path for image in remaining}
+    return remaining
 
 
 def write_retrieval(folder: str, name: str, images: list[Image], summary: Summary) -> None:
-    """The three files of a retrieval data set; a split without images has none."""
-    counted = Summary('') if summary.written else summary  # writing the pre-training file counted these captions before
+    """Write the three files of a retrieval dataset; a split without images gets none."""
+    counted = Summary('') if summary.written else summary  # the pre-training file has already counted these captions
     train = [image for image in images if image.split in TRAINING]
     if train:
         write_rows(os.path.join(folder, f'{name}_train.json'), training_rows(train, counted), summary)
     for split in ('val', 'test'):
-        chosen = [(image.path, image.captions) for image in images if image.split == split]
-        if chosen:
-            write_rows(os.path.join(folder, f'{name}_{split}.json'), caption_rows(chosen, True, summary), summary)
+        captions = [(image.path, image.captions) for image in images if image.split == split]
+        if captions:
+            write_rows(os.path.join(folder, f'{name}_{split}.json'), caption_rows(captions, True, summary), summary)
 
 
 def training_rows(images: list[Image], summary: Summary) -> Iterator[dict]:
+    """Retrieval rows for training: one per caption."""
     for image in images:
         for caption in image.captions:
             clean = clean_caption(caption, summary)
             if clean is not None:
-                yield {'image': image.path, 'caption': clean, 'image_id': image.identity}
+                yield {'image': image.path, 'caption': clean, 'image_id': image.image_id}

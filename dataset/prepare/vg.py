@@ -3,15 +3,16 @@
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dataset.prepare.common import (
     Summary,
-    add_common,
-    add_per_image,
+    add_command,
+    add_prefix,
     caption_rows,
-    join,
-    need,
-    progress,
+    positive,
+    progress_bar,
+    require_key,
     stream_json,
     write_rows,
 )
@@ -25,61 +26,62 @@ class Image:
     flickr_id: int | None
 
 
-def add_vg(commands) -> None:
-    parser = commands.add_parser(
-        'vg',
-        help='Visual Genome: region_descriptions.json and image_data.json',
-        description='Each distinct region description of an image is a caption of it. Half of the images are COCO '
-        'images: --exclude knows them by their COCO id.',
+def add_vg(commands: Any) -> None:
+    title = 'Visual Genome: region_descriptions.json and image_data.json'
+    about = (
+        'Each distinct description of a region becomes a caption of the image. Half of the images are COCO images: '
+        '--exclude finds them by their COCO id.'
     )
+    parser = add_command(commands, 'vg', run_vg, 'F.json to write', title, about, per_image=True)
     parser.add_argument('regions', metavar='region_descriptions.json')
     parser.add_argument('images', metavar='image_data.json')
     parser.add_argument(
-        '--largest', type=int, metavar='N', help='only the N regions of each image that cover most of it (default: all)'
+        '--largest',
+        type=positive,
+        metavar='N',
+        help='only the N regions of each image that cover most of it (default: all)',
     )
-    add_common(parser, 'F.json to write')
-    add_per_image(parser)
-    parser.set_defaults(run=run_vg)
 
 
 def run_vg(args: argparse.Namespace) -> Summary:
     summary = Summary('Visual Genome')
     images, exclusions = read_images(args.images, args.image_prefix), Exclusions(args.exclude)
     summary.read['images of image_data.json'] = len(images)
-    items = progress(stream_json(args.regions), 'regions', len(images))
+    items = progress_bar(stream_json(args.regions), 'regions', len(images))
     described = described_images(items, args.regions, images, exclusions, args.largest, summary)
     write_rows(args.out, caption_rows(described, args.one_row_per_image, summary), summary)
     return summary
 
 
 def read_images(path: str, prefix: str) -> dict[int, Image]:
-    """Of image_data.json, by id: where each image lies (VG_100K or VG_100K_2), and its COCO and Flickr ids."""
+    """{id: image} of image_data.json; its URL contains the folder, VG_100K or VG_100K_2."""
     images = {}
     for item in stream_json(path):
-        url = need(item, 'url', path, 'an image of image_data.json')
+        url = require_key(item, 'url', path, 'an image')
         number = item.get('image_id', item.get('id'))  # `id` in the first release
-        images[number] = Image(join(prefix, *url.split('/')[-2:]), item.get('coco_id'), item.get('flickr_id'))
+        images[number] = Image(add_prefix(prefix, *url.split('/')[-2:]), item.get('coco_id'), item.get('flickr_id'))
     return images
 
 
 def described_images(
     items: Iterable, path: str, images: dict[int, Image], exclusions: Exclusions, largest: int | None, summary: Summary
 ) -> Iterator[tuple[str, list[str]]]:
+    """(path, distinct phrases) of each image that is not excluded."""
     for item in items:
-        regions = need(item, 'regions', path, 'an image of region_descriptions.json')
+        regions = require_key(item, 'regions', path, 'an image')
         number = item.get('id', item.get('image_id'))
         summary.read['regions'] += len(regions)
         image = images.get(number)
         if image is None:
-            summary.dropped['image that image_data.json does not know'] += 1
-        elif exclusions.names(image.path, image.coco_id, image.flickr_id):
+            summary.dropped['image that is not in image_data.json'] += 1
+        elif exclusions.contains(image.path, image.coco_id, image.flickr_id):
             summary.excluded.add(image.path)
         else:
             yield image.path, distinct_phrases(regions, largest, summary)
 
 
 def distinct_phrases(regions: list[dict], largest: int | None, summary: Summary) -> list[str]:
-    """Each phrase once, whatever its case and spaces; of several like ones the first."""
+    """Each phrase once, ignoring case and spaces; the first of several equal ones."""
     if largest is not None:
         summary.dropped['region smaller than the --largest ones'] += max(0, len(regions) - largest)
         regions = sorted(regions, key=lambda region: -region['width'] * region['height'])[:largest]

@@ -1,8 +1,8 @@
-"""CC3M and SBU: lists of captions and addresses, of which a downloader fetched the images that were still there.
+"""CC3M and SBU: lists of captions and URLs, and the images that a downloader could still get.
 
-Which file belongs to which row depends on the downloader, so the naming is a choice: `table` is what img2dataset
-leaves (a Parquet table of addresses and keys beside each of its folders), `crc32` is ROW_CRC or CRC, the CRC-32 of the
-address, `basename` the last part of the address, `row` the number of the row, counted from 0.
+Downloaders name the files differently. `--naming` says how: `table` uses the Parquet tables of URLs and keys that
+img2dataset writes, `crc32` is ROW_CRC or CRC, the CRC-32 of the URL, `basename` the last part of the URL, `row` the
+number of the row, counted from 0.
 """
 
 import argparse
@@ -10,18 +10,29 @@ import glob
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow.parquet as parquet
 
-from dataset.prepare.common import Summary, add_common, clean_caption, join, load_json, need, progress, write_rows
+from dataset.prepare.common import (
+    Summary,
+    add_command,
+    add_prefix,
+    clean_caption,
+    load_json,
+    progress_bar,
+    require_key,
+    write_rows,
+)
 from dataset.prepare.exclude import Exclusions, flickr_id
+from utils.arguments import Parser
 from utils.errors import InputError, MissingFileError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 
 def stem_of(path: str) -> str:
-    """The file's name without folder, extension and leading zeros."""
+    """The name of a file without folder, extension and leading zeros."""
     return os.path.splitext(os.path.basename(path))[0].lstrip('0') or '0'
 
 
@@ -30,7 +41,7 @@ def _crc_stems(row: int, url: str) -> list[str]:
     return [stem_of(f'{row}_{crc}'), stem_of(str(crc))]
 
 
-# What the file of a row may be called, as `stem_of` has it.
+# {naming: function from row number and URL to the possible stems of the file}
 NAMINGS: dict[str, Callable[[int, str], list[str]]] = {
     'crc32': _crc_stems,
     'basename': lambda row, url: [stem_of(url.split('?')[0])],
@@ -38,32 +49,27 @@ NAMINGS: dict[str, Callable[[int, str], list[str]]] = {
 }
 
 
-def add_web(commands) -> None:
-    for name, title, files, run in (
-        (
-            'cc3m',
-            'Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images',
-            'TSV',
-            run_cc3m,
-        ),
-        (
-            'sbu',
-            'SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images',
-            'FILE',
-            run_sbu,
-        ),
-    ):
-        parser = commands.add_parser(name, help=title, description=title + '. ' + __doc__.split('\n\n', 1)[1])
-        parser.add_argument('files', nargs='+' if name == 'sbu' else 1, metavar=files)
-        parser.add_argument('--images', required=True, metavar='FOLDER', help='where the downloader put the images')
-        parser.add_argument(
-            '--naming',
-            choices=['auto', 'table', *NAMINGS],
-            default='auto',
-            help='how it named them (default: the table if there is one, else what fits most rows)',
-        )
-        add_common(parser, 'F.json to write')
-        parser.set_defaults(run=run)
+def add_cc3m(commands: Any) -> None:
+    title = 'Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images'
+    _add_downloaded(commands, 'cc3m', run_cc3m, title).add_argument('files', nargs=1, metavar='TSV')
+
+
+def add_sbu(commands: Any) -> None:
+    title = 'SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images'
+    _add_downloaded(commands, 'sbu', run_sbu, title).add_argument('files', nargs='+', metavar='FILE')
+
+
+def _add_downloaded(commands: Any, name: str, run: Callable[[argparse.Namespace], Summary], title: str) -> Parser:
+    about = title + '. ' + __doc__.partition('\n\n')[2]
+    parser = add_command(commands, name, run, 'F.json to write', title, about)
+    parser.add_argument('--images', required=True, metavar='FOLDER', help='where the downloader put the images')
+    parser.add_argument(
+        '--naming',
+        choices=['auto', 'table', *NAMINGS],
+        default='auto',
+        help='how it named them (default: the table if there is one, otherwise the naming that fits most rows)',
+    )
+    return parser
 
 
 def run_cc3m(args: argparse.Namespace) -> Summary:
@@ -75,7 +81,7 @@ def run_sbu(args: argparse.Namespace) -> Summary:
 
 
 def read_tsv(path: str) -> list[tuple[str, str]]:
-    """(address, caption) of caption<TAB>address lines, in either order; a heading is passed over."""
+    """(URL, caption) of caption<TAB>URL lines, in either order; a heading is skipped."""
     pairs = []
     with open(path, encoding='utf-8', errors='replace', newline='\n') as lines:
         for number, line in enumerate(lines):
@@ -85,17 +91,17 @@ def read_tsv(path: str) -> list[tuple[str, str]]:
             if url.startswith(('http://', 'https://')):
                 pairs.append((url, caption))
             elif number and line.strip():
-                pairs.append(('', caption))  # counted as dropped later: row numbers must not shift
+                pairs.append(('', caption))  # dropped and counted later, because row numbers must not shift
     if not any(url for url, _ in pairs):
-        raise InputError(f'{path} has no caption<TAB>address lines: name Train_GCC-training.tsv or its like')
+        raise InputError(f'{path} has no caption<TAB>URL lines: give Train_GCC-training.tsv or the validation TSV')
     return pairs
 
 
 def read_sbu(paths: list[str]) -> list[tuple[str, str]]:
-    """(address, caption) of sbu-captions-all.json, or of the two TXT files in any order."""
+    """(URL, caption) of sbu-captions-all.json, or of the two TXT files in any order."""
     if len(paths) == 1 and paths[0].endswith('.json'):
         data = load_json(paths[0])
-        urls, captions = (need(data, key, paths[0], 'sbu-captions-all.json') for key in ('image_urls', 'captions'))
+        urls, captions = (require_key(data, key, paths[0], 'its top level') for key in ('image_urls', 'captions'))
     elif len(paths) == 2:
         texts = []
         for path in paths:
@@ -104,16 +110,16 @@ def read_sbu(paths: list[str]) -> list[tuple[str, str]]:
         urls, captions = sorted(texts, key=lambda lines: not lines[0].startswith('http'))
     else:
         raise InputError('give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and ..._captions.txt')
-    if len(urls) != len(captions) or not urls[0].startswith('http'):
+    if len(urls) != len(captions) or not urls or not urls[0].startswith('http'):
         raise InputError(
-            f'{" and ".join(paths)} must hold as many addresses as captions, not {len(urls)} and '
-            f'{len(captions)}: download again'
+            f'{" and ".join(paths)} must contain as many URLs as captions, not {len(urls)} and {len(captions)}: '
+            f'download again'
         )
     return list(zip((url.strip() for url in urls), captions, strict=True))
 
 
 def match_and_write(summary: Summary, pairs: list[tuple[str, str]], args: argparse.Namespace) -> Summary:
-    summary.read['captions and addresses'] = len(pairs)
+    summary.read['captions and URLs'] = len(pairs)
     images = find_images(args.images, args.naming, pairs, summary)
     rows = matched_rows(pairs, images, Exclusions(args.exclude), args.image_prefix, summary)
     write_rows(args.out, rows, summary)
@@ -123,42 +129,43 @@ def match_and_write(summary: Summary, pairs: list[tuple[str, str]], args: argpar
 def matched_rows(
     pairs: list[tuple[str, str]], images: dict[int, str], exclusions: Exclusions, prefix: str, summary: Summary
 ) -> Iterator[dict]:
-    for row, (url, caption) in enumerate(progress(pairs, 'rows')):
+    """Pre-training rows of the pairs whose image is there. images: {row: path}."""
+    for row, (url, caption) in enumerate(progress_bar(pairs, 'rows')):
         if not url:
-            summary.dropped['line without an address'] += 1
+            summary.dropped['line without a URL'] += 1
         elif row not in images:
             summary.dropped['image not in the download folder'] += 1
-        elif exclusions.names(images[row], flickr_id=flickr_id(url)):
+        elif exclusions.contains(images[row], flickr_id=flickr_id(url)):
             summary.excluded.add(images[row])
         elif (clean := clean_caption(caption, summary)) is not None:
-            yield {'image': join(prefix, images[row]), 'caption': clean}
+            yield {'image': add_prefix(prefix, images[row]), 'caption': clean}
 
 
 def find_images(folder: str, naming: str, pairs: list[tuple[str, str]], summary: Summary) -> dict[int, str]:
-    """{row: path of its image under `folder`} of the rows whose image is there, and is no other row's too."""
+    """{row: path of its image under `folder`} of the rows that have an image of their own."""
     files = unambiguous_files(folder, summary)
     tables = sorted(glob.glob(os.path.join(glob.escape(folder), '**', '*.parquet'), recursive=True))
     if naming == 'table' or naming == 'auto' and tables:
-        keys = keys_by_address(tables)
+        keys = keys_by_url(tables)
         candidates = {'the table of the download': lambda row, url: [keys[url]] if url in keys else []}
     else:
         candidates = NAMINGS if naming == 'auto' else {naming: NAMINGS[naming]}
-    matches = {name: match(pairs, files, stems) for name, stems in candidates.items()}
+    matches = {name: match_rows(pairs, files, stems) for name, stems in candidates.items()}
     best = max(matches, key=lambda name: len(matches[name]))
     if not matches[best]:
         raise InputError(
-            f'no image in {folder} is named after a row or an address: name the folder of the images '
-            f'with --images, and how they are named with --naming'
+            f'no image in {folder} is named after a row or a URL: give the folder of the images with --images, and '
+            f'how they are named with --naming'
         )
     summary.title += f', images found by {best}'
     return matches[best]
 
 
 def unambiguous_files(folder: str, summary: Summary) -> dict[str, str]:
-    """{stem: path} of the images below `folder`, without stems that several files share."""
+    """{stem: path} of the images under `folder`, without stems that several files share."""
     files: dict[str, str] = {}
     shared = set()
-    for path in progress(image_files(folder), 'images'):
+    for path in progress_bar(image_files(folder), 'images'):
         summary.read['images in the download folder'] += 1
         if files.setdefault(stem_of(path), path) != path:
             shared.add(stem_of(path))
@@ -166,8 +173,10 @@ def unambiguous_files(folder: str, summary: Summary) -> dict[str, str]:
     return {stem: path for stem, path in files.items() if stem not in shared}
 
 
-def match(pairs: list[tuple[str, str]], files: dict[str, str], stems: Callable) -> dict[int, str]:
-    """{row: path}; a file that the addresses of several rows lay claim to is given to none of them."""
+def match_rows(
+    pairs: list[tuple[str, str]], files: dict[str, str], stems: Callable[[int, str], list[str]]
+) -> dict[int, str]:
+    """{row: path}, without files that match several URLs."""
     owner: dict[str, str] = {}
     found, contested = {}, set()
     for row, (url, _) in enumerate(pairs):
@@ -179,22 +188,23 @@ def match(pairs: list[tuple[str, str]], files: dict[str, str], stems: Callable) 
     return {row: files[stem] for row, stem in found.items() if stem not in contested}
 
 
-def keys_by_address(tables: list[str]) -> dict[str, str]:
+def keys_by_url(tables: list[str]) -> dict[str, str]:
+    """{URL: stem of its file} of the tables of img2dataset."""
     keys = {}
     for path in tables:
         try:
             table = parquet.read_table(path, columns=['url', 'key'])
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).split('\n')[0]
-            raise InputError(f'{path} is no table of img2dataset with url and key ({reason}): use --naming') from None
+            raise InputError(f'{path} is not an img2dataset table with url and key ({reason}): use --naming') from None
         keys.update(zip(table['url'].to_pylist(), map(stem_of, table['key'].to_pylist()), strict=True))
     return keys
 
 
 def image_files(folder: str) -> Iterator[str]:
-    """Paths below `folder`, in order, of files that are images by their extension or, as some downloads, have none."""
+    """Sorted paths under `folder` of files that have the extension of an image or, as with some downloaders, none."""
     if not os.path.isdir(folder):
-        raise MissingFileError(f'the folder {folder} does not exist: name the one that holds the images')
+        raise MissingFileError(f'the folder {folder} does not exist: give the folder of the images')
     for here, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

@@ -1,6 +1,6 @@
-"""The embedded demo world: scenes of a few coloured shapes, drawn from a seed, with the annotations of every task."""
+"""A synthetic dataset: scenes of a few colored shapes, drawn from a seed, with the annotations of every task."""
 
+from dataset.shapes.build import SCENES, make_dataset, vocabulary
 from dataset.shapes.scene import Item, Place, Scene
-from dataset.shapes.world import SCENES, make_world, vocabulary
 
-__all__ = ['SCENES', 'Item', 'Place', 'Scene', 'make_world', 'vocabulary']
+__all__ = ['SCENES', 'Item', 'Place', 'Scene', 'make_dataset', 'vocabulary']

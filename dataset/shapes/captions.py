@@ -1,4 +1,4 @@
-"""Captions that say everything there is to say of a scene, in four wordings; and the words' forms."""
+"""Captions that describe a scene completely, in four wordings; articles and plurals."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from random import Random
 
 from dataset.shapes.scene import CONVERSE, Item, Scene, shuffled
 
-# {forward}: 'a small red star above a large blue ring'; {backward}: the same, told from the other item.
+# {forward}: 'a small red star above a large blue ring'; {backward}: the same relation, stated from the other item.
 WORDINGS = ('{forward}', 'there is {forward}', '{backward}', 'a picture of {backward}')
 
 
 def name(item: Item) -> str:
-    return f'a {item.size} {item.colour} {item.shape}'
+    return f'a {item.size} {item.color} {item.shape}'
 
 
 def article(words: str) -> str:
@@ -34,17 +34,17 @@ def all_captions(scene: Scene) -> list[str]:
 
 
 def some_captions(rng: Random, scene: Scene, count: int) -> list[str]:
-    """`count` different captions of the scene."""
+    """`count` different captions of the scene, in random order."""
     return shuffled(rng, all_captions(scene))[:count]
 
 
 def one_word_apart(captions: Sequence[str], owners: Sequence[int]) -> float:
-    """Share of the captions that differ in exactly one word from a caption of another owner (picture)."""
+    """Share of the captions that differ in exactly one word from a caption of another owner (image)."""
     gaps = []
     for caption in captions:
         words = caption.split()
         gaps.append([(*words[:i], None, *words[i + 1 :]) for i in range(len(words))])
-    alike = Counter(gap for row in gaps for gap in row)
-    own = Counter((gap, owner) for row, owner in zip(gaps, owners, strict=True) for gap in row)
-    hits = [any(alike[gap] > own[gap, owner] for gap in row) for row, owner in zip(gaps, owners, strict=True)]
+    of_all = Counter(gap for row in gaps for gap in row)
+    of_owner = Counter((gap, owner) for row, owner in zip(gaps, owners, strict=True) for gap in row)
+    hits = [any(of_all[gap] > of_owner[gap, owner] for gap in row) for row, owner in zip(gaps, owners, strict=True)]
     return sum(hits) / len(captions)

@@ -1,4 +1,4 @@
-"""From a scene to pixels: anti-aliased shapes on a pale ground, in whole numbers from end to end."""
+"""From a scene to pixels: anti-aliased shapes on a pale background, computed with integers only."""
 
 from functools import cache
 from math import isqrt
@@ -22,7 +22,7 @@ RGB = {
     'black': (34, 34, 40),
 }
 
-# Outlines in thousandths of the radius, centre at 0, all mirror images of themselves.
+# Outlines in thousandths of the radius around the center, all symmetric to the vertical axis.
 POLYGONS = {
     'square': ((-850, -850), (850, -850), (850, 850), (-850, 850)),
     'triangle': ((0, -900), (1000, 800), (-1000, 800)),
@@ -37,7 +37,7 @@ POLYGONS = {
     'heart': ((-847, 19), (0, 940), (847, 19), (480, -320), (0, -190), (-480, -320)),
     'diamond': ((0, -1000), (720, 0), (0, 1000), (-720, 0)),
 }
-# Discs over (or, with value 0, out of) the outline: centre x, centre y, radius, value.
+# Discs added to the outline or, with value 0, cut out of it: center x, center y, radius, value.
 DISCS = {
     'circle': ((0, 0, 950, 255),),
     'heart': ((-480, -320, 500, 255), (480, -320, 500, 255)),
@@ -47,7 +47,7 @@ DISCS = {
 
 @cache
 def shape_mask(shape: str, radius: int) -> Image.Image:
-    """Coverage of a shape, 0 to 255, in a square of 2 x radius + 1 pixels; the same when mirrored."""
+    """Coverage of a shape, 0 to 255, in a square of 2 x radius + 1 pixels; symmetric to the vertical axis."""
     side = 2 * radius + 1
     mask = Image.new('L', (side * OVERSAMPLING, side * OVERSAMPLING))
     draw = ImageDraw.Draw(mask)
@@ -65,9 +65,10 @@ def shape_mask(shape: str, radius: int) -> Image.Image:
 
 @cache
 def reach(shape: str, row: int) -> int | None:
-    """How far a shape reaches to the right of its centre, in thousandths of its radius like `row`; None outside of it.
+    """How far a shape reaches to the right of its center at a row; None if the row is outside of the shape.
 
-    From the outline, not from pixels, so that where things lie does not depend on how Pillow draws.
+    Both in thousandths of the radius. Computed from the outline, not from pixels, so that the positions of items do not
+    depend on how Pillow draws.
     """
     found = []
     corners = POLYGONS.get(shape, ())
@@ -82,27 +83,27 @@ def reach(shape: str, row: int) -> int | None:
 
 @cache
 def contact_distance(first: tuple[str, int], second: tuple[str, int], dy: int) -> int:
-    """Horizontal distance of the centres at which two (shape, radius) just overlap, the second `dy` pixels lower."""
-    sums = []
+    """Horizontal distance of the centers at which two (shape, radius) just overlap, the second `dy` pixels lower."""
+    distances = []
     for row in range(-first[1], first[1] + 1):
-        ours = reach(first[0], 1000 * row // first[1])
-        theirs = reach(second[0], 1000 * (row - dy) // second[1])
-        if ours is not None and theirs is not None:
-            sums.append((ours * first[1] + theirs * second[1]) // 1000)
-    return max(sums) - 1
+        reach_first = reach(first[0], 1000 * row // first[1])
+        reach_second = reach(second[0], 1000 * (row - dy) // second[1])
+        if reach_first is not None and reach_second is not None:
+            distances.append((reach_first * first[1] + reach_second * second[1]) // 1000)
+    return max(distances) - 1
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a placed scene: RGB, `IMAGE_SIDE` pixels square."""
-    ground = BACKGROUNDS[scene.background]
-    picture = Image.new('RGB', (IMAGE_SIDE, IMAGE_SIDE), ground)
-    for i in reversed(range(len(scene.items))):  # the first item, which may lie inside the second, comes last
+    """The image of a placed scene: RGB, `IMAGE_SIDE` pixels square."""
+    background = BACKGROUNDS[scene.background]
+    image = Image.new('RGB', (IMAGE_SIDE, IMAGE_SIDE), background)
+    for i in reversed(range(len(scene.items))):  # the first item is drawn last: it may be inside the second
         item, place = scene.items[i], scene.places[i]
-        if i == 0 and scene.relation == 'inside':  # a pale rim keeps purple on black apart
-            paint(picture, item.shape, place._replace(radius=place.radius + RIM), ground)
-        paint(picture, item.shape, place, RGB[item.colour])
-    return picture
+        if i == 0 and scene.relation == 'inside':  # a pale rim separates dark colors
+            paint(image, item.shape, place._replace(radius=place.radius + RIM), background)
+        paint(image, item.shape, place, RGB[item.color])
+    return image
 
 
-def paint(picture: Image.Image, shape: str, place: Place, colour: tuple[int, int, int]) -> None:
-    picture.paste(colour, (place.x - place.radius, place.y - place.radius), shape_mask(shape, place.radius))
+def paint(image: Image.Image, shape: str, place: Place, color: tuple[int, int, int]) -> None:
+    image.paste(color, (place.x - place.radius, place.y - place.radius), shape_mask(shape, place.radius))

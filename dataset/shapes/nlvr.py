@@ -1,6 +1,6 @@
-"""Statements about two pictures, in sets as NLVR2's: each sentence with four pairs of pictures, true of two of them.
+"""Statements about two images, in sets as in NLVR2: each sentence comes with four pairs of images, true of two of them.
 
-A statement says which of two pictures show a sight: 'a star', 'exactly three objects', 'a circle above a square'.
+A statement says which of the two images show a sight: 'a star', 'exactly three objects', 'a circle above a square'.
 """
 
 from collections import Counter, defaultdict
@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from dataset.shapes.captions import article, plural
-from dataset.shapes.scene import COLOURS, CONVERSE, RELATIONS, SHAPES, Scene, pick, shuffled
+from dataset.shapes.scene import COLORS, CONVERSE, RELATIONS, SHAPES, Scene, pick, shuffled
 from utils.errors import InputError
 
 KINDS = ('presence', 'count', 'relation')
 RELATION_WORDS = tuple(dict.fromkeys((*RELATIONS, *CONVERSE.values())))
 NUMBER_WORDS = {2: 'two', 3: 'three', 4: 'four'}
 
-# Sentence: whether the (left, right) picture shows the sight, in two pairs that make it true, and in two that do not.
+# {sentence: (two pairs for which it is true, two for which it is false)}; a pair says whether the (left, right) image
+# shows the sight.
 LEFT = [(1, 1), (1, 0)], [(0, 1), (0, 0)]
 RIGHT = [(1, 1), (0, 1)], [(1, 0), (0, 0)]
 BOTH = [(1, 1), (1, 1)], [(1, 0), (0, 1)]
@@ -32,27 +33,27 @@ FORMS = {
 
 
 def sights(scene: Scene) -> Iterator[tuple[str, str, str, bool]]:
-    """(kind, group, sight, whether this scene shows it), for every sight of which that is beyond dispute."""
-    colours, shapes = (Counter(getattr(item, field) for item in scene.items) for field in ('colour', 'shape'))
-    for colour in COLOURS:
-        yield 'presence', 'colour', f'{article(colour)} object', colour in colours
+    """(kind, group, sight, whether this scene shows it) of every sight for which the answer is unambiguous."""
+    colors, shapes = (Counter(getattr(item, field) for item in scene.items) for field in ('color', 'shape'))
+    for color in COLORS:
+        yield 'presence', 'color', f'{article(color)} object', color in colors
     for shape in SHAPES:
         yield 'presence', 'shape', f'a {shape}', shape in shapes
     for number, word in NUMBER_WORDS.items():
         yield 'count', 'all', f'exactly {word} objects', len(scene.items) == number
-    nouns = {f'{colour} objects': n for colour, n in colours.items()} | {plural(s): n for s, n in shapes.items()}
+    nouns = {f'{color} objects': n for color, n in colors.items()} | {plural(s): n for s, n in shapes.items()}
     for noun, number in nouns.items():
-        if number <= 2:  # one of them is the nearest there is to two
+        if number <= 2:  # a scene with one such item is the negative for 'exactly two'
             yield 'count', 'some', f'exactly two {noun}', number == 2
     yield 'relation', 'any', 'one object inside another', scene.relation == 'inside'
-    if scene.relation != 'inside':  # whether an inner object touches the outer one is a matter of taste
+    if scene.relation != 'inside':  # whether an inner object touches the outer one is ambiguous
         yield 'relation', 'any', 'two touching objects', scene.relation == 'touching'
-    yield from related_sights(scene, [f'{article(item.colour)} object' for item in scene.items])
+    yield from related_sights(scene, [f'{article(item.color)} object' for item in scene.items])
     yield from related_sights(scene, [f'a {item.shape}' for item in scene.items])
 
 
 def related_sights(scene: Scene, names: list[str]) -> Iterator[tuple[str, str, str, bool]]:
-    """The related pair in each relation, provided that its names fit no other item; what is false is so by relation."""
+    """The related pair in each relation, if its names fit no other item; a false sight differs in the relation only."""
     first, second = names[:2]
     if names.count(first) > 1 or names.count(second) > 1:
         return
@@ -62,10 +63,10 @@ def related_sights(scene: Scene, names: list[str]) -> Iterator[tuple[str, str, s
                 yield 'relation', 'pair', f'{a} {relation} {b}', relation == actual
 
 
-def collect(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list, list]]]]:
-    """{kind: {group: {sight: (scenes that do not show it, scenes that do)}}} by number, two or more of each.
+def collect_sights(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list, list]]]]:
+    """{kind: {group: {sight: (scenes that do not show it, scenes that do)}}} by number, at least two of each.
 
-    ValueError when a kind has no such sight.
+    InputError if a kind has no such sight.
     """
     found = {kind: defaultdict(lambda: defaultdict(lambda: ([], []))) for kind in KINDS}
     for number, scene in enumerate(scenes):
@@ -83,8 +84,8 @@ def collect(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list
 
 
 def statements(rng: Random, split: str, scenes: Sequence[Scene], images: Sequence[str], sets: int) -> list[dict]:
-    """NLVR2 rows, four a set, kinds in turn. Identifiers are NLVR2's: split-set-pair-sentence."""
-    usable, rows = collect(scenes), []
+    """NLVR2 rows, four per set, the kinds in turn. Identifiers as in NLVR2: split-set-pair-sentence."""
+    usable, rows = collect_sights(scenes), []
     for number in range(sets):
         kind = KINDS[number % len(KINDS)]
         pools = usable[kind][pick(rng, list(usable[kind]))]
@@ -105,7 +106,7 @@ def statements(rng: Random, split: str, scenes: Sequence[Scene], images: Sequenc
 
 
 def draw_pairs(rng: Random, pool: tuple[list, list], form: str) -> list[tuple[str, int, int]]:
-    """Four (label, left scene, right scene), all different, two of each label, in any order."""
+    """Four different (label, left scene, right scene), two of each label, in random order."""
     drawn = {}
     for label, patterns in zip(('True', 'False'), FORMS[form], strict=True):
         for shown_left, shown_right in patterns:

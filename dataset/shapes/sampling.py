@@ -1,4 +1,4 @@
-"""Which scenes a split holds: the rule that keeps the splits' combinations apart, and families of near-equal scenes."""
+"""Which scenes a split contains: families of similar scenes, and no combination of items that is in another split."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from random import Random
 from dataset.shapes.drawing import BACKGROUNDS
 from dataset.shapes.layout import place
 from dataset.shapes.scene import (
-    COLOURS,
+    COLORS,
     RELATIONS,
     SHAPES,
     SIZES,
@@ -25,18 +25,18 @@ from utils.errors import InputError
 CONTAINERS = ('circle', 'square', 'heart', 'diamond', 'ring')
 SHARES = {'train': (0, 60), 'val': (60, 80), 'test': (80, 100)}  # percent of the pairs of kinds
 VARIANTS = 2
-PATIENCE = 30  # families in a row that bring no new scene before a split counts as used up
+PATIENCE = 30  # a split is exhausted after this many families in a row without a new scene
 
 
 @cache
 def partners(split: str) -> dict[tuple[str, str], frozenset]:
-    """{(colour, shape): the (colour, shape) kinds that may share a picture with it in this split}.
+    """{(color, shape): the (color, shape) kinds that may be in one image with it in this split}.
 
-    The 2,016 unordered pairs of two kinds are dealt once and for all, whatever the seed of the world: 60 % to train,
-    20 % to val, 20 % to test. A picture of one split holds that split's pairs only, so a model trained on any world's
-    training pictures has never seen two things of a test picture together, in whatever sizes or relation.
+    The 2,016 unordered pairs of two kinds are assigned to the splits once, independent of the seed of the dataset: 60 %
+    to train, 20 % to val, 20 % to test. An image contains pairs of its own split only. So a model trained on the
+    training images of any seed has never seen two items of a test image together, in any sizes or relation.
     """
-    kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
     pairs = shuffled(Random('pairs of kinds'), list(combinations(kinds, 2)))
     start, end = (len(pairs) * percent // 100 for percent in SHARES[split])
     mates = {kind: set() for kind in kinds}
@@ -46,8 +46,8 @@ def partners(split: str) -> dict[tuple[str, str], frozenset]:
     return {kind: frozenset(others) for kind, others in mates.items()}
 
 
-def allowed(items: Sequence[Item], relation: str, split: str) -> bool:
-    """Whether these items may share a picture of the split, the first two in that relation."""
+def is_allowed(items: Sequence[Item], relation: str, split: str) -> bool:
+    """Whether these items may be in one image of the split, the first two in that relation."""
     mates = partners(split)
     if any(b.kind not in mates[a.kind] for a, b in combinations(items, 2)):
         return False
@@ -56,11 +56,11 @@ def allowed(items: Sequence[Item], relation: str, split: str) -> bool:
         return False
     if relation == 'inside' and second.shape not in CONTAINERS:
         return False
-    return relation == 'above' or first.colour != second.colour  # in contact, equal colours would run together
+    return relation == 'above' or first.color != second.color  # equal colors in contact would merge
 
 
 def draw_scene(rng: Random, split: str) -> Scene:
-    """A scene of two to four items, not yet placed."""
+    """A random scene of two to four items, without places."""
     mates = partners(split)
     count, relation = rand_between(rng, 2, 4), pick(rng, RELATIONS)
     while True:
@@ -71,44 +71,44 @@ def draw_scene(rng: Random, split: str) -> Scene:
                 break
             kinds.append(pick(rng, options))
         items = tuple(Item(pick(rng, SIZES), *kind) for kind in kinds)
-        if len(items) == count and allowed(items, relation, split):
+        if len(items) == count and is_allowed(items, relation, split):
             return Scene(items, relation)
 
 
 def vary(rng: Random, scene: Scene, split: str) -> Scene:
-    """A scene whose caption differs from this one's in a single word: a size, a colour, a shape or the relation."""
+    """A scene whose caption differs from that of `scene` in one word: a size, a color, a shape or the relation."""
     while True:
-        field = pick(rng, ('size', 'colour', 'shape', 'relation'))
+        field = pick(rng, ('size', 'color', 'shape', 'relation'))
         items, relation = list(scene.items), scene.relation
         if field == 'relation':
             relation = pick(rng, RELATIONS)
-            if relation == scene.relation == 'above':  # changing places is the one word 'below' for 'above'
+            if relation == scene.relation == 'above':  # swapped items turn 'above' into 'below'
                 items[:2] = items[1::-1]
         else:
             i = rand_below(rng, len(items))
-            values = {'size': SIZES, 'colour': COLOURS, 'shape': SHAPES}[field]
+            values = {'size': SIZES, 'color': COLORS, 'shape': SHAPES}[field]
             items[i] = items[i]._replace(**{field: pick(rng, values)})
         varied = Scene(tuple(items), relation)
-        if varied.meaning != scene.meaning and allowed(items, relation, split):
+        if varied.meaning != scene.meaning and is_allowed(items, relation, split):
             return varied
 
 
 class Distinct:
-    """Accepts a scene unless a caption of it is also true of an accepted one, or the reverse.
+    """Accepts a scene unless one of its captions is also true of an accepted scene, or the reverse.
 
-    A caption of a scene is true of any picture that holds the same items and more. So of two scenes neither's items
-    contain the other's, except that they may be the same items, the same two of them in another relation.
+    A caption of a scene is true of any image that contains the same items, and possibly more. So the items of one scene
+    must not include those of another, except that both may have the same items with the same pair in another relation.
     """
 
     def __init__(self):
         self.pairs, self.parts, self.meanings = {}, set(), set()
 
     def accepts(self, scene: Scene) -> bool:
-        whole, pair = frozenset(scene.items), frozenset(scene.items[:2])
-        parts = {frozenset(part) for n in range(2, len(whole)) for part in combinations(scene.items, n)}
-        if whole in self.parts or scene.meaning in self.meanings or any(part in self.pairs for part in parts):
+        items, pair = frozenset(scene.items), frozenset(scene.items[:2])
+        parts = {frozenset(part) for n in range(2, len(items)) for part in combinations(scene.items, n)}
+        if items in self.parts or scene.meaning in self.meanings or any(part in self.pairs for part in parts):
             return False
-        if self.pairs.setdefault(whole, pair) != pair:
+        if self.pairs.setdefault(items, pair) != pair:
             return False
         self.parts |= parts
         self.meanings.add(scene.meaning)
@@ -116,7 +116,7 @@ class Distinct:
 
 
 class Unequal:
-    """Accepts a scene unless it says the same as an accepted one: enough where nothing is ranked."""
+    """Accepts a scene unless an accepted one has the same meaning: sufficient for training, where nothing is ranked."""
 
     def __init__(self):
         self.meanings = set()
@@ -128,10 +128,10 @@ class Unequal:
 
 
 def draw_scenes(split: str, count: int, seed: int) -> list[Scene]:
-    """`count` placed scenes in families of up to three: a scene, and two that differ from it in one word each.
+    """`count` placed scenes in families of up to three: a scene and two variants that differ from it in one word each.
 
     Scenes of val and test are `Distinct`, those of train `Unequal`. A smaller count gives the first of the same scenes.
-    ValueError when the split has not that many.
+    InputError if the split has fewer scenes.
     """
     rng, scenes, misses = Random(f'{seed} {split} scenes'), [], 0
     register = Unequal() if split == 'train' else Distinct()
@@ -145,4 +145,4 @@ def draw_scenes(split: str, count: int, seed: int) -> list[Scene]:
                 misses = 0
         if len(scenes) >= count:
             return scenes[:count]
-    raise InputError(f'{count} {split} scenes are more than can be told apart ({len(scenes)} found): ask for fewer')
+    raise InputError(f'only {len(scenes)} of {count} {split} scenes can be told apart: ask for fewer')

@@ -1,37 +1,39 @@
-"""What a scene is, and the draws everything here is made with.
+"""The scene, and the random draws that everything in this package uses.
 
-A scene is what its captions say, items (size, colour, shape) of which the first two stand in a relation, and where each
-item lies. Pixels are integers, y grows downwards. Every draw goes through `Random.random()`, the one method of
-Python's generator whose sequence is promised never to change, so a seed gives the same world under any Python.
+A scene is a list of items (size, color, shape), a relation between the first two, and the place of each item. Pixels
+are integers, y grows downwards. Every draw uses `Random.random()`, the one method of Python's generator whose sequence
+is guaranteed never to change, so a seed gives the same dataset under any Python version.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar('T')
 
 SIZES = ('small', 'large')
-COLOURS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'black')
+COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'black')
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'heart', 'diamond', 'ring')
-# Said of (first item, second item). None changes when the picture is flipped.
+# Between (first item, second item). None changes when the image is flipped.
 RELATIONS = ('above', 'inside', 'touching')
-# The same, said of (second item, first item).
+# {relation: the same relation between (second item, first item)}
 CONVERSE = {'above': 'below', 'inside': 'around', 'touching': 'touching'}
 SPLITS = ('train', 'val', 'test')
 
 
 class Item(NamedTuple):
     size: str
-    colour: str
+    color: str
     shape: str
 
     @property
     def kind(self) -> tuple[str, str]:
-        return self.colour, self.shape
+        return self.color, self.shape
 
 
 class Place(NamedTuple):
-    """Centre and radius (half the side of the bounding square), in pixels."""
+    """Center and radius (half the side of the bounding square), in pixels."""
 
     x: int
     y: int
@@ -40,7 +42,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """`relation` holds between `items[0]` and `items[1]`; the others stand apart. `places` follow `items`."""
+    """`relation` is between `items[0]` and `items[1]`; other items are apart. `places` are in the order of `items`."""
 
     items: tuple[Item, ...]
     relation: str
@@ -49,24 +51,24 @@ class Scene:
 
     @property
     def meaning(self) -> tuple:
-        """What a caption says: equal for two scenes exactly when no caption tells them apart."""
+        """What a caption says: equal for two scenes if and only if no caption distinguishes them."""
         pair = self.items[:2] if self.relation != 'touching' else tuple(sorted(self.items[:2]))
         return pair, self.relation, tuple(sorted(self.items[2:]))
 
 
 def rand_below(rng: Random, n: int) -> int:
-    """A whole number in [0, n)."""
+    """An integer in [0, n)."""
     return int(rng.random() * n)
 
 
 def rand_between(rng: Random, low: int, high: int) -> int:
-    """A whole number in [low, high]."""
+    """An integer in [low, high]."""
     return low + rand_below(rng, high - low + 1)
 
 
-def pick(rng: Random, options: Sequence):
+def pick(rng: Random, options: Sequence[T]) -> T:
     return options[rand_below(rng, len(options))]
 
 
-def shuffled(rng: Random, options: Sequence) -> list:
+def shuffled(rng: Random, options: Sequence[T]) -> list[T]:
     return sorted(options, key=lambda _: rng.random())

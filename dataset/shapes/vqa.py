@@ -1,16 +1,16 @@
-"""Questions about a scene, and ten annotators who mostly agree."""
+"""Questions about a scene, with the answers of ten annotators who mostly agree."""
 
 from collections import Counter
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dataset.shapes.captions import article, plural
-from dataset.shapes.scene import COLOURS, CONVERSE, SHAPES, Item, Scene, pick, rand_below, shuffled
+from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, Item, Scene, pick, rand_below, shuffled
 
 NUMBERS = ('0', '1', '2', '3', '4')
 YES_NO = ('yes', 'no')
 ANNOTATORS = 10
-DISSENT = (0, 0, 1, 1, 2, 3)  # how many annotators answer otherwise, each equally often
+DISSENT = (0, 0, 1, 1, 2, 3)  # numbers of annotators who give another answer, equally likely
 # What a dissenting annotator may answer.
 CONFUSED = {
     'red': ('orange', 'pink'),
@@ -40,7 +40,7 @@ CONFUSED = {
     'below': ('above', 'under'),
 }
 ANSWERS = tuple(dict.fromkeys([*CONFUSED, *(word for words in CONFUSED.values() for word in words)]))
-# What is plainly untrue of a pair: whether an item inside another touches it is a matter of taste, so nobody is asked.
+# {relation: relations that are clearly false}. Whether an item inside another touches it is ambiguous: not asked.
 FALSE_RELATIONS = {
     'above': ('below', 'inside', 'touching'),
     'below': ('above', 'around', 'touching'),
@@ -56,64 +56,63 @@ class Question(NamedTuple):
     question_type: str  # its opening words, as in VQA v2
 
 
-def only(rng: Random, scene: Scene, item: Item) -> str:
-    """A name that fits no other item of the scene: its shape, half of the time where that is enough, or its kind."""
-    alone = sum(other.shape == item.shape for other in scene.items) == 1
-    return item.shape if alone and rand_below(rng, 2) else f'{item.colour} {item.shape}'
+def unambiguous_name(rng: Random, scene: Scene, item: Item) -> str:
+    """A name that fits no other item of the scene: color and shape, or half of the time the shape if it is unique."""
+    is_unique = sum(other.shape == item.shape for other in scene.items) == 1
+    return item.shape if is_unique and rand_below(rng, 2) else f'{item.color} {item.shape}'
 
 
-def colour_question(rng: Random, scene: Scene) -> Question | None:
-    shapes = Counter(item.shape for item in scene.items)
-    options = [item for item in scene.items if shapes[item.shape] == 1]
-    if not options:
-        return None
-    item = pick(rng, options)
-    return Question(f'what color is the {item.shape}?', item.colour, 'what color is the')
+def pick_unique(rng: Random, scene: Scene, field: Literal['color', 'shape']) -> Item | None:
+    """A random item whose color or shape no other item of the scene has; None if there is none."""
+    counts = Counter(getattr(item, field) for item in scene.items)
+    options = [item for item in scene.items if counts[getattr(item, field)] == 1]
+    return pick(rng, options) if options else None
+
+
+def color_question(rng: Random, scene: Scene) -> Question | None:
+    item = pick_unique(rng, scene, 'shape')
+    return item and Question(f'what color is the {item.shape}?', item.color, 'what color is the')
 
 
 def shape_question(rng: Random, scene: Scene) -> Question | None:
-    colours = Counter(item.colour for item in scene.items)
-    options = [item for item in scene.items if colours[item.colour] == 1]
-    if not options:
-        return None
-    item = pick(rng, options)
-    return Question(f'what shape is the {item.colour} object?', item.shape, 'what shape is the')
+    item = pick_unique(rng, scene, 'color')
+    return item and Question(f'what shape is the {item.color} object?', item.shape, 'what shape is the')
 
 
 def count_question(rng: Random, scene: Scene) -> Question:
-    """Of all items, of those of one shape, or of those of one colour; mostly of a shape or colour that is there."""
-    field = pick(rng, ('all', 'shape', 'colour'))
+    """The number of all items, or of those of one shape or one color, mostly one that occurs in the scene."""
+    field = pick(rng, ('all', 'shape', 'color'))
     if field == 'all':
         return Question('how many objects are there?', str(len(scene.items)), 'how many')
     values = [getattr(item, field) for item in scene.items]
-    value = pick(rng, values) if rand_below(rng, 4) else pick(rng, SHAPES if field == 'shape' else COLOURS)
+    value = pick(rng, values) if rand_below(rng, 4) else pick(rng, SHAPES if field == 'shape' else COLORS)
     noun = plural(value) if field == 'shape' else f'{value} objects'
     return Question(f'how many {noun} are there?', str(values.count(value)), 'how many')
 
 
 def relation_question(rng: Random, scene: Scene) -> Question:
-    """What is above (below, inside, around, touching) the other item; or which of above and below it is."""
+    """Which item is above (below, inside, around, touching) another, or whether an item is above or below another."""
     (a, b), relation = scene.items[:2], scene.relation
     if rand_below(rng, 2):
         a, b, relation = b, a, CONVERSE[relation]
     if relation in ('above', 'below') and rand_below(rng, 2):
-        text = f'is the {only(rng, scene, a)} above or below the {only(rng, scene, b)}?'
+        text = f'is the {unambiguous_name(rng, scene, a)} above or below the {unambiguous_name(rng, scene, b)}?'
         return Question(text, relation, 'is the')
-    return Question(f'what is {relation} the {only(rng, scene, b)}?', a.shape, 'what is')
+    return Question(f'what is {relation} the {unambiguous_name(rng, scene, b)}?', a.shape, 'what is')
 
 
 def yes_no_question(rng: Random, scene: Scene) -> Question:
-    """Whether something is there, or how the related items lie; the answers are equally often yes and no."""
+    """Whether something is in the scene, or whether a relation is true; yes and no are equally likely."""
     answer = pick(rng, YES_NO)
-    make = pick(rng, (ask_colour, ask_shape, ask_kind, ask_relation))
-    text, question_type = make(rng, scene, answer == 'yes')
+    ask = pick(rng, (ask_color, ask_shape, ask_kind, ask_relation))
+    text, question_type = ask(rng, scene, answer == 'yes')
     return Question(text, answer, question_type)
 
 
-def ask_colour(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
-    present = {item.colour for item in scene.items}
-    colour = pick(rng, [colour for colour in COLOURS if (colour in present) == truth])
-    return f'is there {article(colour)} object?', 'is there a'
+def ask_color(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
+    present = {item.color for item in scene.items}
+    color = pick(rng, [color for color in COLORS if (color in present) == truth])
+    return f'is there {article(color)} object?', 'is there a'
 
 
 def ask_shape(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
@@ -123,23 +122,23 @@ def ask_shape(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
 
 
 def ask_kind(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
-    """A false kind is made of a colour and a shape that are both there, on different items, wherever that can be."""
+    """A false kind combines the color of one item with the shape of another, if possible."""
     kinds = [item.kind for item in scene.items]
     mixed = [(c, s) for c, _ in kinds for _, s in kinds if (c, s) not in kinds]
-    absent = mixed or [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in kinds]
-    colour, shape = pick(rng, kinds if truth else absent)
-    return f'is there {article(colour)} {shape}?', 'is there a'
+    absent = mixed or [(c, s) for c in COLORS for s in SHAPES if (c, s) not in kinds]
+    color, shape = pick(rng, kinds if truth else absent)
+    return f'is there {article(color)} {shape}?', 'is there a'
 
 
 def ask_relation(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
     a, b = shuffled(rng, scene.items[:2])
     relation = scene.relation if a == scene.items[0] else CONVERSE[scene.relation]
-    said = relation if truth else pick(rng, FALSE_RELATIONS[relation])
-    return f'is the {only(rng, scene, a)} {said} the {only(rng, scene, b)}?', 'is the'
+    stated = relation if truth else pick(rng, FALSE_RELATIONS[relation])
+    return f'is the {unambiguous_name(rng, scene, a)} {stated} the {unambiguous_name(rng, scene, b)}?', 'is the'
 
 
-MAKERS = {  # kind: (what makes the question, VQA v2's answer type)
-    'colour': (colour_question, 'other'),
+QUESTIONS = {  # kind: (function that creates the question, answer type of VQA v2)
+    'colour': (color_question, 'other'),
     'shape': (shape_question, 'other'),
     'count': (count_question, 'number'),
     'relation': (relation_question, 'other'),
@@ -148,17 +147,17 @@ MAKERS = {  # kind: (what makes the question, VQA v2's answer type)
 
 
 def annotate(rng: Random, answer: str) -> list[str]:
-    """Ten answers, at least seven of them right."""
+    """Ten answers, at least seven of them correct."""
     dissent = pick(rng, DISSENT)
     answers = [pick(rng, CONFUSED[answer]) for _ in range(dissent)] + [answer] * (ANNOTATORS - dissent)
     return shuffled(rng, answers)
 
 
 def questions(rng: Random, scene: Scene, image: str, first_id: int) -> list[dict]:
-    """One annotated VQA row of each kind that the scene allows, ids from `first_id` upwards."""
+    """One annotated VQA row of each kind that the scene allows; ids start at `first_id`."""
     rows = []
-    for kind, (make, answer_type) in MAKERS.items():
-        question = make(rng, scene)
+    for kind, (create_question, answer_type) in QUESTIONS.items():
+        question = create_question(rng, scene)
         if question is None:
             continue
         rows.append(

@@ -198,8 +198,8 @@ def test_an_assignment_is_what_its_label_says(draw, batch, seed, zeros):
 
 
 def test_draws_follow_the_weights(draw):
-    """The three answers as likely; one distractor by its weight; of two the second by weight among those that "
-    "remain."""
+    """The three answers as likely; one distractor by its weight; of two the second by weight among those that
+    remain."""
     torch.manual_seed(0)
     weights = torch.zeros(2000, 2000)
     weights[:, :3] = share = torch.tensor([0.6, 0.3, 0.1])
@@ -339,8 +339,8 @@ def test_pretraining_loads_into_both_with_its_fusion_layers_doubled(tiny_tokeniz
     model = fresh('nlvr_pretrain', tiny_tokenizer)
     report = load_text_assignment(model, dict(state), 'p.pth')
     assert check_doubled(model, state) == len(model.state_dict()) - 2
-    assert report.new == ['ta_head.weight', 'ta_head.bias']
-    assert {key for key in report.left if not key.startswith('text_encoder.cls')} == {
+    assert report.missing == ['ta_head.weight', 'ta_head.bias']
+    assert {key for key in report.unexpected if not key.startswith('text_encoder.cls')} == {
         key for key in state if '_m.' in key or 'queue' in key or key.startswith('itm_head')
     }
     assert 'each fusion layer, from 6 on, stands for two' in str(report)
@@ -348,7 +348,7 @@ def test_pretraining_loads_into_both_with_its_fusion_layers_doubled(tiny_tokeniz
     model = fresh('nlvr', tiny_tokenizer)
     report = load_nlvr(model, dict(state), 'p.pth')
     assert check_doubled(model, state) == len(model.state_dict()) - 4
-    assert all(key.startswith('cls_head') for key in report.new)
+    assert all(key.startswith('cls_head') for key in report.missing)
 
 
 def test_text_assignment_loads_into_nlvr_layer_by_layer(tiny_tokenizer):
@@ -359,7 +359,7 @@ def test_text_assignment_loads_into_nlvr_layer_by_layer(tiny_tokenizer):
     taken = [key for key in state if key in loaded and key != 'visual_encoder.pos_embed']
     assert len(taken) > 400 and all(torch.equal(loaded[key], state[key]) for key in taken)
     assert report.resized == ['visual_encoder.pos_embed'] and 'stands for two' not in str(report)
-    assert set(report.left) == {
+    assert set(report.unexpected) == {
         'ta_head.weight',
         'ta_head.bias',
         'temp',
@@ -384,7 +384,7 @@ def test_nlvr_loads_itself_to_be_evaluated_or_trained_again(tiny_tokenizer):
     state = nlvr(tiny_tokenizer, 'nlvr_distill')[0].state_dict()
     model = fresh('nlvr', tiny_tokenizer)
     report = load_nlvr(model, state, 'n.pth', head=True)
-    assert report.new == [] and all('_m.' in key for key in report.left)
+    assert report.missing == [] and all('_m.' in key for key in report.unexpected)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match='p.pth does not fit this model: it lacks cls_head.0.weight'):
         load_nlvr(model, pretraining_state(), 'p.pth', head=True)

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.bench_grouping import group_step_by_step
-from dataset import grit
-from dataset.grit import example_shuffle, generator_for, group_by_similarity, group_queue, mini_batch_shuffle
+from dataset.grit import group_by_similarity, group_queue, grouping
+from dataset.grit.grouping import example_shuffle, generator_for, mini_batch_shuffle
 from tests.reference import load_reference
 
 NAN, INF = math.nan, math.inf
@@ -73,14 +73,14 @@ def test_chain_equals_the_way_by_softmax_scores(members):
         assert group_by_similarity(image_feat, text_feat, start).tolist() == expected
 
 
-def test_where_scores_underflow_the_chain_is_still_that_of_the_similarities():
+def test_if_scores_underflow_the_chain_is_still_that_of_the_similarities():
     image_feat, text_feat = features(200, width=16)
     lossy = group_step_by_step(image_feat, text_feat, 0, temperature=0.001)
     assert len(set(lossy)) < 200  # the case is real: examples are drawn twice and others lost
     assert group_by_similarity(image_feat, text_feat, 0).tolist() == chain_in_python(image_feat, text_feat, 0)
 
 
-def test_equal_features_are_taken_in_their_order():
+def test_equal_features_keep_their_order():
     same = torch.ones(7, 4)
     assert group_by_similarity(same, same, 3).tolist() == [3, 0, 1, 2, 4, 5, 6]
 
@@ -130,12 +130,12 @@ def test_a_start_outside_is_refused(start):
 
 
 def group_queue_one_by_one(image_feat, text_feat, search_space, generator):
-    """The specification of `group_queue`: its draws, and one call a sub-queue."""
+    """The specification of `group_queue`: its draws, and one call per sub-queue."""
     shuffled = example_shuffle(len(image_feat), generator)
     subs = [sub for sub in shuffled.split(search_space) if len(sub)]
-    whole = len(shuffled) // search_space
-    starts = torch.randint(search_space, (whole,), generator=generator).tolist()
-    if len(subs) > whole:
+    complete = len(shuffled) // search_space
+    starts = torch.randint(search_space, (complete,), generator=generator).tolist()
+    if len(subs) > complete:
         starts += torch.randint(len(subs[-1]), (1,), generator=generator).tolist()
     order = [
         sub[group_by_similarity(image_feat[sub], text_feat[sub], start)]
@@ -147,8 +147,8 @@ def group_queue_one_by_one(image_feat, text_feat, search_space, generator):
 @pytest.mark.parametrize('length', [0, 1, 2, 15, 16, 17, 64, 79, 80])
 @pytest.mark.parametrize('search_space', [1, 16, 100])
 @pytest.mark.parametrize('sub_queues_at_once', [0, 1, 3, 1000])
-def test_queue_is_one_chain_a_sub_queue(monkeypatch, length, search_space, sub_queues_at_once):
-    monkeypatch.setattr(grit, 'SIMILARITY_BYTES', 2 * 4 * search_space**2 * sub_queues_at_once)
+def test_queue_is_one_chain_per_sub_queue(monkeypatch, length, search_space, sub_queues_at_once):
+    monkeypatch.setattr(grouping, 'SIMILARITY_BYTES', 2 * 4 * search_space**2 * sub_queues_at_once)
     image_feat, text_feat = features(length, seed=length)
     order = group_queue(image_feat, text_feat, search_space, generator_for('test', length))
     assert is_permutation(order, length)
@@ -163,7 +163,7 @@ def test_neighbours_of_a_queue_are_similar():
     assert sim[order[:-1], order[1:]].mean() > 0.4 + sim[torch.arange(511), torch.arange(1, 512)].mean()
 
 
-def test_queue_draws_from_its_generator_alone():
+def test_queue_draws_only_from_its_generator():
     before = torch.get_rng_state()
     a, b, other = (group_queue(*features(40), 10, generator_for('queue', key)) for key in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, other)
@@ -191,7 +191,7 @@ def test_grouping_never_waits_for_a_gpu():
 def test_the_steps_of_a_gpu_lead_the_same_way(monkeypatch):
     image_feat, text_feat = (feat.mul(2).round() for feat in features(100, width=2))  # many equal similarities
     expected = group_queue(image_feat, text_feat, 32, generator_for(0))
-    monkeypatch.setattr(grit, '_chain', grit._chain_on_gpu)
+    monkeypatch.setattr(grouping, '_chain', grouping._chain_on_gpu)
     assert torch.equal(group_queue(image_feat, text_feat, 32, generator_for(0)), expected)
 
 
@@ -210,11 +210,11 @@ class Operations(TorchDispatchMode):
 
 def test_sub_queues_step_together_within_the_memory_budget(monkeypatch):
     image_feat, text_feat = features(16 * 32, width=2)
-    monkeypatch.setattr(grit, '_chain', grit._chain_on_gpu)  # whose steps are operations that can be counted
+    monkeypatch.setattr(grouping, '_chain', grouping._chain_on_gpu)  # whose steps are operations that can be counted
     counts = []
     for at_once in (1, 4, 16):
         budget = at_once * 2 * 4 * 32**2
-        monkeypatch.setattr(grit, 'SIMILARITY_BYTES', budget)
+        monkeypatch.setattr(grouping, 'SIMILARITY_BYTES', budget)
         with Operations() as operations:
             group_queue(image_feat, text_feat, 32, generator_for(0))
         assert operations.largest == budget

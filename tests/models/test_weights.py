@@ -36,8 +36,8 @@ def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp
     torch.save({'model': albef, 'epoch': 29}, tmp_path / 'albef.pth')
     other = create_model('pretrain', reference['config'] | {'image_res': 96}, tiny_tokenizer)
     report = load_pretrain(other, model_state(read_checkpoint(tmp_path / 'albef.pth'), 'albef.pth'), 'albef.pth')
-    assert report.resized == ['visual_encoder.pos_embed'] and report.new == []
-    assert 'image_queue' in report.left and 'visual_encoder_m' in str(report)
+    assert report.resized == ['visual_encoder.pos_embed'] and report.missing == []
+    assert 'image_queue' in report.unexpected and 'visual_encoder_m' in str(report)
     loaded = other.state_dict()
     assert all(torch.equal(loaded[key], state[key]) for key in state if key != 'visual_encoder.pos_embed')
 
@@ -102,8 +102,8 @@ def bert_folder(tmp_path_factory):
 
 
 def test_text_layers_equal_transformers_own(bert_folder):
-    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is "
-    "reported."""
+    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is
+    reported."""
     from transformers import BertModel
 
     ours = create_bert(
@@ -120,7 +120,7 @@ def test_text_layers_equal_transformers_own(bert_folder):
         head=True,
     )
     report = load_bert(ours, str(bert_folder))
-    assert any('crossattention' in key for key in report.new) and any(key.startswith('cls.') for key in report.new)
+    assert any('crossattention' in key for key in report.missing) and any(key.startswith('cls.') for key in report.missing)
     assert 'layers taken: 2 of 3' in str(report)
     theirs = BertModel.from_pretrained(bert_folder, attn_implementation='eager').eval()
     ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
@@ -154,7 +154,7 @@ def test_deit_weights_from_a_file(tmp_path):
     state = dict(source.state_dict()) | {'head.weight': torch.zeros(1000, 12), 'head.bias': torch.zeros(1000)}
     torch.save({'model': state}, tmp_path / 'deit.pth')
     report = load_deit(target, str(tmp_path / 'deit.pth'), shape)
-    assert report.resized == ['visual_encoder.pos_embed'] and len(report.left) == 2
+    assert report.resized == ['visual_encoder.pos_embed'] and len(report.unexpected) == 2
     assert torch.equal(target.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
     assert 'starts at random' in load_deit(target, True, shape)
     with pytest.raises(FileNotFoundError, match='init_deit: there is no file'):
@@ -178,4 +178,4 @@ def test_an_expected_absence_is_listed_not_hidden(tiny_tokenizer):
     model, _ = reference_model('pretrain', 'pretrain', tiny_tokenizer)
     state = {key: value for key, value in model.state_dict().items() if not key.startswith('itm_head')}
     report = load_state(model, state, 'f.pth', new=('itm_head',))
-    assert report.new == ['itm_head.weight', 'itm_head.bias'] and 'itm_head (2 tensors)' in str(report)
+    assert report.missing == ['itm_head.weight', 'itm_head.bias'] and 'itm_head (2 tensors)' in str(report)

@@ -103,8 +103,8 @@ def slow_ranking(model, batch, answers, k, first_token_once):
 
 
 def answer_list(lengths, seed=0):
-    """Answers [CLS] word ... [SEP] of 1 + so many words, padded, as in a tokenized list; some share their first "
-    "word."""
+    """Answers [CLS] word ... [SEP] of 1 + so many words, padded, as in a tokenized list; some share their first
+    word."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.zeros(len(lengths), max(lengths) + 2, dtype=torch.int64)
     for row, length in zip(ids, lengths, strict=True):

@@ -1,4 +1,4 @@
-"""VQA.py on a small demo world: its data, its answers, its accuracy, and runs that are killed and resumed."""
+"""VQA.py on the small synthetic dataset: its data, its answers, its accuracy, and runs that are killed and resumed."""
 
 import json
 import math
@@ -21,15 +21,15 @@ from tests.tiny import arguments
 from utils.config import apply_overrides, read_yaml, resolve
 
 
-def settings(world, *more):
-    argv = arguments('vqa', world, 'unused', *more)
+def settings(shapes, *more):
+    argv = arguments('vqa', shapes, 'unused', *more)
     overrides = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == '--set']
     return resolve('vqa', apply_overrides(read_yaml(argv[1]), overrides))[0]
 
 
 @pytest.fixture(scope='module')
-def tokenizer(world):
-    return create_tokenizer(str(world / 'vocab'))
+def tokenizer(shapes):
+    return create_tokenizer(str(shapes / 'vocab'))
 
 
 def write_rows(path, rows):
@@ -37,8 +37,8 @@ def write_rows(path, rows):
     return path
 
 
-def rows_of(world, name='vqa_train'):
-    return json.loads((world / f'{name}.json').read_text())
+def rows_of(shapes, name='vqa_train'):
+    return json.loads((shapes / f'{name}.json').read_text())
 
 
 # ---- data ----
@@ -51,15 +51,15 @@ def test_annotators_share_the_weight_and_visual_genome_has_a_half():
     assert weighted_answers({'dataset': 'vqa', 'answer': 'red'}) == {'red': 1.0}
 
 
-def test_a_training_batch(world, tmp_path, tokenizer):
+def test_a_training_batch(shapes, tmp_path, tokenizer):
     """Questions cleaned, cut at 30 words and 25 tokens with [CLS]; answers whole and ended by one token; flat, with
     counts.
     """
-    rows = rows_of(world)[:3]
+    rows = rows_of(shapes)[:3]
     rows[0] |= {'question': 'What COLOR is the red-star, please?' + ' star' * 40}
     rows[1] |= {'dataset': 'vg', 'answer': 'dark green ' * 20}
     rows[2] |= {'answer': ['Red'] * 9 + ['dark green']}
-    config = settings(world, f'train_file={write_rows(tmp_path / "train.json", rows)}')
+    config = settings(shapes, f'train_file={write_rows(tmp_path / "train.json", rows)}')
     dataset = VQATrainingSet(config, tokenizer, 0)
     batch = dataset.collate([dataset[0, index] for index in range(3)])
     assert batch['image'].shape == (3, 3, 32, 32)
@@ -75,29 +75,29 @@ def test_a_training_batch(world, tmp_path, tokenizer):
     assert tokens[-2] == ['[CLS]', 'red', '[SEP]'] and tokens[-3] == ['[CLS]', *['dark', 'green'] * 20, '[SEP]']
 
 
-def test_a_batch_does_not_depend_on_workers(world, tokenizer):
-    dataset = VQATrainingSet(settings(world), tokenizer, 0)
+def test_a_batch_does_not_depend_on_workers(shapes, tokenizer):
+    dataset = VQATrainingSet(settings(shapes), tokenizer, 0)
     first, again = (dataset[3, 7] for _ in range(2))
     assert torch.equal(first['image'], again['image'])
     assert not torch.equal(first['image'], dataset[4, 7]['image'])
 
 
-def test_test_questions_are_not_cut_but_at_the_position_table(world, tmp_path, tokenizer, capsys):
-    rows = rows_of(world, 'vqa_test')[:2]
+def test_test_questions_are_not_cut_but_at_the_position_table(shapes, tmp_path, tokenizer, capsys):
+    rows = rows_of(shapes, 'vqa_test')[:2]
     rows[0]['question'] = 'star ' * 45
-    config = settings(world, f'test_file={write_rows(tmp_path / "a.json", rows)}')
+    config = settings(shapes, f'test_file={write_rows(tmp_path / "a.json", rows)}')
     questions = VQAEvalDataset(config, 'test', tokenizer)
     assert questions.collate([questions[0], questions[1]])['question'].input_ids.shape == (2, 46)
     rows[0]['question'] = 'zzzz ' * 60  # words of which the vocabulary has single letters only
-    config = settings(world, f'test_file={write_rows(tmp_path / "b.json", rows)}')
+    config = settings(shapes, f'test_file={write_rows(tmp_path / "b.json", rows)}')
     questions = VQAEvalDataset(config, 'test', tokenizer)
     for _ in range(2):
         assert questions.collate([questions[0], questions[1]])['question'].input_ids.shape == (2, 64)
     assert capsys.readouterr().out.count('longer than 64 tokens') == 1
 
 
-def test_the_answer_list(world, tmp_path, tokenizer):
-    answers = read_answer_list(world / 'answer_list.json')
+def test_the_answer_list(shapes, tmp_path, tokenizer):
+    answers = read_answer_list(shapes / 'answer_list.json')
     tokens = tokenize_answers(tokenizer, answers, '[SEP]')
     lengths = tokens.attention_mask.sum(dim=1)
     assert (tokens.input_ids.gather(1, lengths[:, None] - 1) == tokenizer.sep_token_id).all()
@@ -114,50 +114,50 @@ def test_the_answer_list(world, tmp_path, tokenizer):
             read_answer_list(tmp_path / 'bad.json')
 
 
-def test_bad_rows_and_roots_are_named(world, tmp_path, tokenizer):
-    rows = rows_of(world)[:4]
+def test_bad_rows_and_roots_are_named(shapes, tmp_path, tokenizer):
+    rows = rows_of(shapes)[:4]
     del rows[2]['answer']
-    config = settings(world, f'train_file={write_rows(tmp_path / "a.json", rows)}')
+    config = settings(shapes, f'train_file={write_rows(tmp_path / "a.json", rows)}')
     with pytest.raises(ValueError, match=r'a\.json: row 2 has no answer, and 1 of 4'):
         VQATrainingSet(config, tokenizer, 0)
-    rows = rows_of(world, 'vqa_test')[:3]
+    rows = rows_of(shapes, 'vqa_test')[:3]
     rows[2]['question_id'] = rows[0]['question_id']
-    config = settings(world, f'test_file={write_rows(tmp_path / "b.json", rows)}')
+    config = settings(shapes, f'test_file={write_rows(tmp_path / "b.json", rows)}')
     with pytest.raises(ValueError, match=r'b\.json: row 2 has question_id .* as row 0 of .*b\.json'):
         VQAEvalDataset(config, 'test', tokenizer)
-    rows = rows_of(world, 'vqa_val')[:3]
+    rows = rows_of(shapes, 'vqa_val')[:3]
     rows[1]['answer'] = 'red'
-    config = settings(world, f'val_file={write_rows(tmp_path / "c.json", rows)}')
+    config = settings(shapes, f'val_file={write_rows(tmp_path / "c.json", rows)}')
     with pytest.raises(ValueError, match=r'c\.json: row 1 has 1 answer\(s\).*ten times'):
         VQAEvalDataset(config, 'val', tokenizer).annotated_rows()
     with pytest.raises(FileNotFoundError, match='set vqa_root'):
-        VQAEvalDataset(settings(world, 'vqa_root=/nowhere'), 'val', tokenizer)
-    rows = [row | {'dataset': 'vg', 'answer': 'red'} for row in rows_of(world)[:2]]
+        VQAEvalDataset(settings(shapes, 'vqa_root=/nowhere'), 'val', tokenizer)
+    rows = [row | {'dataset': 'vg', 'answer': 'red'} for row in rows_of(shapes)[:2]]
     file = write_rows(tmp_path / 'd.json', rows * 30)
-    config = settings(world, 'vg_root=/nowhere', f'train_file=[{world}/vqa_train.json, {file}]')
+    config = settings(shapes, 'vg_root=/nowhere', f'train_file=[{shapes}/vqa_train.json, {file}]')
     with pytest.raises(FileNotFoundError, match=r'd\.json, row .*/nowhere.*set vg_root'):
         VQATrainingSet(config, tokenizer, 0)
 
 
-def test_a_column_tells_which_rows_have_it(world, tmp_path):
-    rows = rows_of(world)[:5]
+def test_a_column_tells_which_rows_have_it(shapes, tmp_path):
+    rows = rows_of(shapes)[:5]
     del rows[1]['answer'], rows[4]['answer']
-    table = load_annotations([str(write_rows(tmp_path / 'a.json', rows)), str(world / 'vqa_test.json')], 'vqa')
+    table = load_annotations([str(write_rows(tmp_path / 'a.json', rows)), str(shapes / 'vqa_test.json')], 'vqa')
     assert table.holding('answer').tolist() == [True, False, True, True, False] + [False] * len(
-        rows_of(world, 'vqa_test')
+        rows_of(shapes, 'vqa_test')
     )
 
 
-def test_unreadable_test_images_are_answered_blank_or_refused(world, tmp_path, tokenizer):
-    rows = rows_of(world, 'vqa_test')[:3]
+def test_unreadable_test_images_are_answered_blank_or_refused(shapes, tmp_path, tokenizer):
+    rows = rows_of(shapes, 'vqa_test')[:3]
     rows[1]['image'] = 'images/none.jpg'
     file = write_rows(tmp_path / 'a.json', rows)
-    questions = VQAEvalDataset(settings(world, f'test_file={file}'), 'test', tokenizer)
+    questions = VQAEvalDataset(settings(shapes, f'test_file={file}'), 'test', tokenizer)
     batch = questions.collate([questions[i] for i in range(3)])
     assert not batch['image'][1].any() and batch['image'][2].any()
-    assert len(batch['notes']) == 1 and 'a.json, row 1' in batch['notes'][0] and 'none.jpg' in batch['notes'][0]
+    assert len(batch['bad']) == 1 and 'a.json, row 1' in batch['bad'][0] and 'none.jpg' in batch['bad'][0]
     with pytest.raises(ValueError, match=r'a\.json, row 1: .*none.jpg.*on_bad_image: skip'):
-        VQAEvalDataset(settings(world, f'test_file={file}', 'on_bad_image=error'), 'test', tokenizer)[1]
+        VQAEvalDataset(settings(shapes, f'test_file={file}', 'on_bad_image=error'), 'test', tokenizer)[1]
 
 
 # ---- results ----
@@ -172,8 +172,8 @@ def test_the_accuracy_is_the_official_one():
         assert ours == reference['accuracy'][name]
 
 
-def test_the_table_shows_the_most_frequent_answer(world):
-    rows = rows_of(world, 'vqa_val')
+def test_the_table_shows_the_most_frequent_answer(shapes):
+    rows = rows_of(shapes, 'vqa_val')
     right = [{'question_id': row['question_id'], 'answer': max(row['answer'], key=row['answer'].count)} for row in rows]
     figures, lines = accuracy_metrics(right, rows), accuracy_table(right, rows)
     assert figures['kind_colour'] > 95 and figures['overall'] > 95
@@ -182,7 +182,7 @@ def test_the_table_shows_the_most_frequent_answer(world):
     colours = [row['answer'] for row in rows if row['kind'] == 'colour']
     most = max(
         sum(max(answers, key=answers.count) == colour for answers in colours)
-        for colour in read_answer_list(world / 'answer_list.json')
+        for colour in read_answer_list(shapes / 'answer_list.json')
     )
     assert float(shown['colour'][3]) == pytest.approx(100 * most / len(colours), abs=100 / len(colours))
 
@@ -220,10 +220,10 @@ def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def trained(world, pretrained, tmp_path_factory):
+def trained(shapes, pretrained, tmp_path_factory):
     """The output folder of two epochs with checkpoints inside the epochs."""
     folder = tmp_path_factory.mktemp('vqa')
-    VQA.main([*arguments('vqa', world, folder, 'save_every=8'), '--checkpoint', str(pretrained)])
+    VQA.main([*arguments('vqa', shapes, folder, 'save_every=8'), '--checkpoint', str(pretrained)])
     return folder
 
 
@@ -231,7 +231,7 @@ def read_log(folder):
     return [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_should(world, trained):
+def test_a_run_leaves_what_it_should(shapes, trained):
     log = read_log(trained)
     assert [record['epoch'] for record in log] == [0, 1]
     assert log[1]['train_loss'] < log[0]['train_loss']
@@ -257,24 +257,24 @@ def test_a_run_leaves_what_it_should(world, trained):
     best = torch.load(trained / 'checkpoint_best.pth', weights_only=True)
     assert best['best'] == max(record['val_overall'] for record in log) == log[best['epoch']]['val_overall']
     results = json.loads((trained / 'result/vqa_result_epoch1.json').read_text())
-    assert [row['question_id'] for row in results] == [row['question_id'] for row in rows_of(world, 'vqa_test')]
-    assert {row['answer'] for row in results} <= set(read_answer_list(world / 'answer_list.json'))
+    assert [row['question_id'] for row in results] == [row['question_id'] for row in rows_of(shapes, 'vqa_test')]
+    assert {row['answer'] for row in results} <= set(read_answer_list(shapes / 'answer_list.json'))
     validated = json.loads((trained / 'result/vqa_val_result_epoch1.json').read_text())
-    assert accuracy_metrics(validated, rows_of(world, 'vqa_val'))['overall'] == log[1]['val_overall']
+    assert accuracy_metrics(validated, rows_of(shapes, 'vqa_val'))['overall'] == log[1]['val_overall']
 
 
-def evaluate_argv(world, checkpoint, output, *more):
-    return [*arguments('vqa', world, output, *more), '--evaluate', '--checkpoint', str(checkpoint)]
+def evaluate_argv(shapes, checkpoint, output, *more):
+    return [*arguments('vqa', shapes, output, *more), '--evaluate', '--checkpoint', str(checkpoint)]
 
 
-def test_evaluation_alone_at_any_number_of_processes(world, trained, tmp_path):
+def test_evaluation_alone_at_any_number_of_processes(shapes, trained, tmp_path):
     """The same answers and figures as in the run, whoever answers what; a test split with answers is scored as well.
     The training files are not read.
     """
-    more = (f'test_file={world}/vqa_test_annotated.json', 'train_file=none.json')
+    more = (f'test_file={shapes}/vqa_test_annotated.json', 'train_file=none.json')
     logs = []
     for processes in (1, 3):
-        argv = evaluate_argv(world, trained / 'checkpoint_01.pth', tmp_path / f'{processes}', *more)
+        argv = evaluate_argv(shapes, trained / 'checkpoint_01.pth', tmp_path / f'{processes}', *more)
         if processes == 1:
             VQA.main(argv)
         else:
@@ -287,31 +287,31 @@ def test_evaluation_alone_at_any_number_of_processes(world, trained, tmp_path):
     assert logs[0][0]['val_overall'] == read_log(trained)[1]['val_overall'] and 'test_kind_count' in logs[0][0]
 
 
-def test_a_partly_annotated_test_file_is_scored_where_it_can_be(world, trained, tmp_path):
-    rows = rows_of(world, 'vqa_test_annotated')
+def test_a_partly_annotated_test_file_is_scored_where_it_can_be(shapes, trained, tmp_path):
+    rows = rows_of(shapes, 'vqa_test_annotated')
     for row in rows[10:]:
         del row['answer']
     more = (f'test_file={write_rows(tmp_path / "half.json", rows)}', 'val_file=null')
-    VQA.main(evaluate_argv(world, trained / 'checkpoint_01.pth', tmp_path / 'out', *more))
+    VQA.main(evaluate_argv(shapes, trained / 'checkpoint_01.pth', tmp_path / 'out', *more))
     results = json.loads((tmp_path / 'out/result/vqa_result_epoch1.json').read_text())
     assert len(results) == len(rows)
     assert read_log(tmp_path / 'out')[0]['test_overall'] == accuracy_metrics(results[:10], rows[:10])['overall']
 
 
-def test_nothing_to_evaluate_is_said(world, pretrained, trained, tmp_path):
+def test_nothing_to_evaluate_is_said(shapes, pretrained, trained, tmp_path):
     with pytest.raises(ValueError, match='neither val_file nor test_file'):
-        VQA.main(evaluate_argv(world, trained / 'checkpoint_01.pth', tmp_path, 'val_file=null', 'test_file=null'))
+        VQA.main(evaluate_argv(shapes, trained / 'checkpoint_01.pth', tmp_path, 'val_file=null', 'test_file=null'))
     with pytest.raises(ValueError, match='nothing to evaluate'):
-        VQA.main([*arguments('vqa', world, tmp_path), '--evaluate'])
+        VQA.main([*arguments('vqa', shapes, tmp_path), '--evaluate'])
     with pytest.raises(ValueError, match='has no answer decoder'):
-        VQA.main(evaluate_argv(world, pretrained, tmp_path))
+        VQA.main(evaluate_argv(shapes, pretrained, tmp_path))
     with pytest.raises(ValueError, match='val_file: no row has answers'):
-        VQA.main(arguments('vqa', world, tmp_path, f'val_file={world}/vqa_test.json'))
+        VQA.main(arguments('vqa', shapes, tmp_path, f'val_file={shapes}/vqa_test.json'))
 
 
-def test_fine_tuning_again_with_a_teacher_from_a_vqa_checkpoint(world, trained, tmp_path, capsys):
+def test_fine_tuning_again_with_a_teacher_from_a_vqa_checkpoint(shapes, trained, tmp_path, capsys):
     more = ('distill=true', 'alpha=0.4', 'schedular.epochs=1', 'val_file=null', 'test_file=null')
-    VQA.main([*arguments('vqa', world, tmp_path, *more), '--checkpoint', str(trained / 'checkpoint_01.pth')])
+    VQA.main([*arguments('vqa', shapes, tmp_path, *more), '--checkpoint', str(trained / 'checkpoint_01.pth')])
     assert 'momentum copies: of the weights just loaded' in capsys.readouterr().out
     assert read_log(tmp_path)[0]['train_loss'] < read_log(trained)[0]['train_loss']
     assert sorted(path.name for path in tmp_path.glob('*')) == ['checkpoint_00.pth', 'config.yaml', 'log.txt']
@@ -320,10 +320,10 @@ def test_fine_tuning_again_with_a_teacher_from_a_vqa_checkpoint(world, trained, 
     assert not torch.equal(follower, leader)
 
 
-def test_ask_with_nothing_but_the_checkpoint(world, trained, tmp_path, monkeypatch, capsys):
+def test_ask_with_nothing_but_the_checkpoint(shapes, trained, tmp_path, monkeypatch, capsys):
     """Answers, vocabulary and configuration come from the checkpoint, wherever it is."""
     checkpoint = str(shutil.copy(trained / 'checkpoint_01.pth', tmp_path / 'c.pth'))
-    image = str(world / rows_of(world, 'vqa_test')[0]['image'])
+    image = str(shapes / rows_of(shapes, 'vqa_test')[0]['image'])
     Image.open(image).save(tmp_path / 'a.png')
     monkeypatch.chdir(tmp_path)
     VQA.main(
@@ -341,14 +341,14 @@ def test_ask_with_nothing_but_the_checkpoint(world, trained, tmp_path, monkeypat
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'What color is the circle?' and lines[5] == 'how many objects are there?' and len(lines) == 10
-    answers = read_answer_list(world / 'answer_list.json')
+    answers = read_answer_list(shapes / 'answer_list.json')
     shares = [float(line.split('%')[0]) for line in lines[1:5]]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.05)  # k_test is 4
     assert all(line.split('%')[1].strip() in answers for line in lines[1:5])
     assert sorted(os.listdir(tmp_path)) == ['a.png', 'c.pth']
 
 
-def test_asking_says_what_is_missing(world, pretrained, trained, tmp_path):
+def test_asking_says_what_is_missing(shapes, pretrained, trained, tmp_path):
     checkpoint = str(trained / 'checkpoint_01.pth')
     with pytest.raises(ValueError, match='all of --checkpoint, --image and --question'):
         VQA.main(['--evaluate', '--checkpoint', checkpoint, '--image', 'a.png'])
@@ -378,8 +378,8 @@ FAULTS = {  # one after another, each in a process of its own
 }
 
 
-def test_killed_and_resumed_equals_uninterrupted(world, pretrained, trained, tmp_path):
-    argv = [*arguments('vqa', world, tmp_path / 'run', 'save_every=8'), '--checkpoint', str(pretrained), '--resume']
+def test_killed_and_resumed_equals_uninterrupted(shapes, pretrained, trained, tmp_path):
+    argv = [*arguments('vqa', shapes, tmp_path / 'run', 'save_every=8'), '--checkpoint', str(pretrained), '--resume']
     for place, fault in FAULTS.items():
         assert run(VQA.main, argv, tmp_path / 'log', fault=fault) == [KILLED], (place, tail(tmp_path / 'log'))
     assert run(VQA.main, argv, tmp_path / 'log') == [0], tail(tmp_path / 'log')
@@ -396,16 +396,16 @@ def test_killed_and_resumed_equals_uninterrupted(world, pretrained, trained, tmp
     assert names[0] == names[1]
 
 
-def test_evaluation_can_take_the_newest_checkpoint_of_the_folder(world, trained, tmp_path):
+def test_evaluation_can_take_the_newest_checkpoint_of_the_folder(shapes, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / 'run')
-    VQA.main([*arguments('vqa', world, folder), '--resume', '--evaluate'])
+    VQA.main([*arguments('vqa', shapes, folder), '--resume', '--evaluate'])
     assert read_log(folder)[2]['val_overall'] == read_log(trained)[1]['val_overall']
 
 
-def test_two_processes_train_as_one_run(world, pretrained, tmp_path):
-    argv = arguments('vqa', world, tmp_path / 'run', 'schedular.epochs=1', 'batch_size_train=8')
+def test_two_processes_train_as_one_run(shapes, pretrained, tmp_path):
+    argv = arguments('vqa', shapes, tmp_path / 'run', 'schedular.epochs=1', 'batch_size_train=8')
     argv += ['--checkpoint', str(pretrained)]
     assert run(VQA.main, argv, tmp_path / 'log', 2) == [0, 0], tail(tmp_path / 'log')
     assert read_log(tmp_path / 'run')[0]['val_overall'] >= 0
     results = json.loads((tmp_path / 'run/result/vqa_result_epoch0.json').read_text())
-    assert [row['question_id'] for row in results] == [row['question_id'] for row in rows_of(world, 'vqa_test')]
+    assert [row['question_id'] for row in results] == [row['question_id'] for row in rows_of(shapes, 'vqa_test')]

@@ -12,8 +12,8 @@ from tests.reference import load_json
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """bert-base-uncased's vocabulary as far as the reference texts need it: the other lines are words that never "
-    "occur."""
+    """bert-base-uncased's vocabulary as far as the reference texts need it: the other lines are words that never
+    occur."""
     words = [f'[never{i}]' for i in range(30522)]
     for word, i in load_json('vocabulary').items():
         words[i] = word

@@ -308,8 +308,8 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
     loaded, start, report = load(as_pretraining(state))
     assert all(torch.equal(loaded[key], state[key]) for key in online)
     assert all(torch.equal(loaded[key], start[key]) for key in [*copies, 'image_queue', 'idx_queue'])
-    assert set(report.new) == {key for key in state if key not in online and not key.endswith('position_ids')}
-    assert report.left == ['text_encoder.cls.predictions.bias']
+    assert set(report.missing) == {key for key in state if key not in online and not key.endswith('position_ids')}
+    assert report.unexpected == ['text_encoder.cls.predictions.bias']
     # ALBEF: it brings its copies; its queue is dropped, and that is said. At another resolution both tables are
     # resized.
     loaded, start, report = load(as_pretraining(state, momentum=True), image_res=96)
@@ -322,8 +322,8 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies])
     assert torch.equal(loaded['idx_queue'], start['idx_queue'])
     loaded, _, report = load(dict(state), use_momentum=False, distill=False)
-    assert all(torch.equal(loaded[key], state[key]) for key in online) and report.new == []
-    assert set(report.left) == set(state) - set(online)
+    assert all(torch.equal(loaded[key], state[key]) for key in online) and report.missing == []
+    assert set(report.unexpected) == set(state) - set(online)
 
 
 @pytest.mark.parametrize(

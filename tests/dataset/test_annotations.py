@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 import pytest
 
-from dataset import annotations, rows
-from dataset.annotations import load_annotations
+from dataset.annotations import cache, json_reader, load_annotations, schema
+from tests.helpers import read_rows, write_rows
 
 ODD_TEXTS = ['', 'two\nlines', 'nul \0 inside', 'emoji \U0001f600 日本', 'word ' * 10_000, '"quoted", [{JSON}]', ' ']
 
@@ -76,11 +76,11 @@ def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], 
     return given, expected
 
 
-@pytest.mark.parametrize('kind', rows.REQUIRED)
+@pytest.mark.parametrize('kind', schema.REQUIRED)
 @pytest.mark.parametrize('ending', ['json', 'jsonl'])
 def test_every_row_is_read_as_written(tmp_path, monkeypatch, kind, ending):
-    monkeypatch.setattr(rows, 'CHUNK', 97)  # rows lie across the ends of chunks
-    monkeypatch.setattr(annotations, 'ROWS_PER_BATCH', 16)  # and in several record batches
+    monkeypatch.setattr(json_reader, 'CHUNK', 97)  # rows are longer than chunks
+    monkeypatch.setattr(cache, 'ROWS_PER_BATCH', 16)  # and in several record batches
     rng = random.Random(kind)
     files, expected = [], []
     for number, ascii_only in enumerate([True, False]):
@@ -106,7 +106,7 @@ def test_odd_captions_are_kept(tmp_path):
     assert load_annotations(file, 'pretrain')[0]['caption'] == ODD_TEXTS
 
 
-def test_half_an_emoji_becomes_text_that_can_be_encoded(tmp_path):
+def test_half_an_emoji_becomes_a_string_that_can_be_encoded(tmp_path):
     file = write(tmp_path / 'a.json', r'[{"image": "a.jpg", "caption": ["half \ud83d", "whole \ud83d\ude00"]}]')
     assert load_annotations(file, 'pretrain')[0]['caption'] == ['half ?', 'whole \U0001f600']
 
@@ -124,6 +124,14 @@ def test_columns(tmp_path):
     assert table.column('identifier') == ['x', None]
     with pytest.raises(ValueError, match="no column 'labels': they have images, sentence, label"):
         table.column('labels')
+
+
+def test_rows_with_an_optional_field(shapes, tmp_path):
+    rows = read_rows(shapes, 'vqa_train')[:5]
+    del rows[1]['answer'], rows[4]['answer']
+    table = load_annotations([write_rows(tmp_path / 'a.json', rows), str(shapes / 'vqa_test.json')], 'vqa')
+    rest = [False] * len(read_rows(shapes, 'vqa_test'))
+    assert table.holding('answer').tolist() == [True, False, True, True, False, *rest]
 
 
 GOOD = {
@@ -144,7 +152,7 @@ GOOD = {
         ('pretrain', {'caption': ...}, "has no 'caption'; a row of kind pretrain needs image, caption"),
         ('pretrain', {'image': ''}, "'image' must be the path of an image"),
         ('pretrain', {'image': ['a']}, "'image' must be the path of an image"),
-        ('retrieval_train', {'caption': ['x']}, 'give each a row of its own'),
+        ('retrieval_train', {'caption': ['x']}, 'a row of its own'),
         ('retrieval_train', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
         ('retrieval_train', {'image_id': True}, "'image_id' must be an integer or a string"),
         ('retrieval_train', {'image_id': ...}, "has no 'image_id'"),
@@ -167,7 +175,7 @@ def test_a_bad_row_is_named(tmp_path, kind, change, message):
         load_annotations(file, kind)
     assert str(error.value).startswith(f'{file}: row 3, {{') and message in str(error.value)
     assert '\n' not in str(error.value)
-    assert caches(tmp_path) == []  # nothing half made is left
+    assert caches(tmp_path) == []  # no partial file is left
 
 
 @pytest.mark.parametrize(
@@ -186,14 +194,14 @@ def test_a_bad_row_is_named(tmp_path, kind, change, message):
         ('a.json', '[', 'is cut off at row 0'),
         ('a.json', '[{"image": "a" "caption": "x"},' + '{"image": "a", "caption": "x"}]', 'is not valid JSON'),
         ('a.json', '[{"image": "a", "caption": "x"} {"image": "a", "caption": "x"}]', "expecting ',' or ']'"),
-        ('a.json', '[{"image": "a", "caption": "x"}] []', 'goes on after the end of its list'),
+        ('a.json', '[{"image": "a", "caption": "x"}] []', 'continues after the end of its list'),
         ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": "a", "cap', 'is cut off in its last line: line 2'),
         ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": }\n{}\n', 'is not valid JSON Lines: line 2'),
     ],
 )
 @pytest.mark.parametrize('chunk', [10, 1 << 20])
 def test_a_bad_file_is_named(tmp_path, monkeypatch, name, text, message, chunk):
-    monkeypatch.setattr(rows, 'CHUNK', chunk)
+    monkeypatch.setattr(json_reader, 'CHUNK', chunk)
     file = write(tmp_path / name, text)
     with pytest.raises(ValueError) as error:
         load_annotations(file, 'pretrain')
@@ -201,7 +209,7 @@ def test_a_bad_file_is_named(tmp_path, monkeypatch, name, text, message, chunk):
 
 
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, 'CHUNK', 16)
+    monkeypatch.setattr(json_reader, 'CHUNK', 16)
     text = json.dumps([{'image': 'a.jpg', 'caption': ['x\u00e9"', '\U0001f600'], 'n': [1.5e3, True, None]}] * 2)
     for end in range(len(text)):
         with pytest.raises(ValueError, match='is cut off at row|is empty'):
@@ -238,7 +246,7 @@ def test_a_changed_file_is_read_again_and_its_old_cache_removed(tmp_path):
     write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'new'}])
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time: only the contents tell
     assert load_annotations(file, 'pretrain')[0]['caption'] == ['new']
-    assert table[0]['caption'] == ['old']  # whoever has the old one open goes on with it
+    assert table[0]['caption'] == ['old']  # who has the old one open continues with it
     after = caches(tmp_path)
     assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1
 
@@ -260,39 +268,39 @@ def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     file = write(tmp_path / 'a.json', [{'image': f'{i}.jpg', 'caption': 'x'} for i in range(100)])
     load_annotations(file, 'pretrain')
     [cache] = caches(tmp_path)
-    whole = (tmp_path / cache).read_bytes()
-    (tmp_path / cache).write_bytes(damage(whole))
+    complete = (tmp_path / cache).read_bytes()
+    (tmp_path / cache).write_bytes(damage(complete))
     table = load_annotations(file, 'pretrain')
     assert len(table) == 100 and table[99]['image'] == '99.jpg'
-    assert (tmp_path / cache).read_bytes() == whole
+    assert (tmp_path / cache).read_bytes() == complete
 
 
-def test_a_cache_of_another_kind_or_place_is_not_taken(tmp_path):
+def test_a_cache_of_another_kind_or_folder_is_not_used(tmp_path):
     file = write(tmp_path / 'a.json', [GOOD['retrieval_train']])
     assert load_annotations(file, 'retrieval_train')[0] == GOOD['retrieval_train']
     assert load_annotations(file, 'pretrain')[0]['caption'] == ['x']
     folder = tmp_path / 'caches'
     (tmp_path / 'b').mkdir()
     same_name = write(tmp_path / 'b' / 'a.json', [{'image': 'b.jpg', 'caption': 'y'}])
-    for _ in range(2):  # two files of one name share the folder and leave each other's cache alone
+    for _ in range(2):  # two files of one name share the folder and keep each other's cache
         assert load_annotations([file, same_name], 'pretrain', str(folder))[1]['image'] == 'b.jpg'
         assert len(caches(folder)) == 2
     assert len(caches(tmp_path)) == 2 and caches(tmp_path / 'b') == []
 
 
-def test_where_the_folder_cannot_be_written_the_temporary_folder_serves(tmp_path, monkeypatch):
+def test_if_the_folder_is_not_writable_the_temporary_folder_is_used(tmp_path, monkeypatch):
     data, temporary = tmp_path / 'data', tmp_path / 'temporary'
     data.mkdir()
     temporary.mkdir()
     file = write(data / 'a.json', [GOOD['pretrain']])
-    monkeypatch.setattr(annotations.tempfile, 'gettempdir', lambda: str(temporary))
+    monkeypatch.setattr(cache.tempfile, 'gettempdir', lambda: str(temporary))
 
     def refuse(path, mode='r', **kwargs):
-        if str(path).startswith(str(data)) and 'x' in mode:
+        if str(path).startswith(str(data)) and 'w' in mode:
             raise PermissionError(13, 'Permission denied')
         return open(path, mode, **kwargs)
 
-    monkeypatch.setattr(annotations, 'open', refuse, raising=False)  # not chmod, which root would not notice
+    monkeypatch.setattr('utils.files.open', refuse, raising=False)  # not chmod, which root would not notice
     with pytest.warns(UserWarning, match='no annotation cache can be written in .*data .Permission denied.'):
         assert len(load_annotations(file, 'pretrain')) == 1
     [folder] = temporary.iterdir()
@@ -300,12 +308,12 @@ def test_where_the_folder_cannot_be_written_the_temporary_folder_serves(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert len(load_annotations(file, 'pretrain')) == 1  # found there again
-    monkeypatch.setattr(annotations.tempfile, 'gettempdir', lambda: file)  # nor can that: not a folder
+    monkeypatch.setattr(cache.tempfile, 'gettempdir', lambda: file)  # not writable either: not a folder
     with pytest.warns(UserWarning), pytest.raises(ValueError, match='give a cache folder with room'):
         load_annotations(file, 'pretrain')
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path):
+def test_temporary_files_of_a_killed_build_are_removed(tmp_path):
     file = write(tmp_path / 'a.json', [GOOD['pretrain']])
     for name, age in (('old', 7200), ('young', 0)):
         path = tmp_path / f'.a.json.pretrain.0123456789abcdef.arrow.{name}.tmp'
@@ -331,7 +339,8 @@ def test_many_processes_build_at_once(tmp_path):
     assert len(caches(tmp_path)) == 1
 
 
-def test_pickling_takes_paths_only_and_workers_read_the_same_rows(tmp_path):
+@pytest.mark.slow
+def test_only_paths_are_pickled_and_workers_read_the_same_rows(tmp_path):
     file = write(tmp_path / 'a.json', [{'image': 'a.jpg', 'caption': 'x' * (i % 7)} for i in range(2000)])
     table = load_annotations(file, 'pretrain')
     pickled = pickle.dumps(table)

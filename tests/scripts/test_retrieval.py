@@ -1,4 +1,4 @@
-"""Retrieval.py end to end on a small world: what it writes, that processes do not change it, what it refuses."""
+"""Retrieval.py end to end on the small synthetic dataset: what it writes, that processes do not change it, what it refuses."""
 
 import json
 import os
@@ -31,10 +31,10 @@ def weights(path):
 
 
 @pytest.fixture(scope='module')
-def fine_tuned(world, pretrained, tmp_path_factory):
+def fine_tuned(shapes, pretrained, tmp_path_factory):
     """The folder of two tiny epochs from a pre-training checkpoint, and what was printed."""
     folder = tmp_path_factory.mktemp('fine_tuned')
-    Retrieval.main(arguments('retrieval', world, folder, flags=['--checkpoint', str(pretrained)]))
+    Retrieval.main(arguments('retrieval', shapes, folder, flags=['--checkpoint', str(pretrained)]))
     return folder
 
 
@@ -63,12 +63,12 @@ STEPS = 62 * 2 // 8  # 62 scenes of two captions each, in batches of 8
 ONE_STEP = ('batch_size_train=100', 'schedular.epochs=1')
 
 
-def test_momentum_copies_start_where_they_should(world, pretrained, fine_tuned, tmp_path, capsys):
+def test_momentum_copies_start_where_they_should(shapes, pretrained, fine_tuned, tmp_path, capsys):
     """From a pre-training checkpoint of this kind the copies start at random, which is said; --copy_init copies the
     weights.
     """
     argv = arguments(
-        'retrieval', world, tmp_path, *ONE_STEP, 'schedular.warmup_lr=0', flags=['--checkpoint', str(pretrained)]
+        'retrieval', shapes, tmp_path, *ONE_STEP, 'schedular.warmup_lr=0', flags=['--checkpoint', str(pretrained)]
     )
     key, online = (
         'visual_encoder_m.patch_embed.proj.weight',
@@ -82,7 +82,7 @@ def test_momentum_copies_start_where_they_should(world, pretrained, fine_tuned, 
     torch.testing.assert_close(weights(tmp_path / 'checkpoint_00.pth')[key], online)
 
 
-def test_the_best_checkpoint_can_be_chosen_on_the_test_split(world, fine_tuned, tmp_path, monkeypatch):
+def test_the_best_checkpoint_can_be_chosen_on_the_test_split(shapes, fine_tuned, tmp_path, monkeypatch):
     """Figures that fall on validation and rise on test choose the first or the last epoch."""
     figures = iter([9.0, 1.0, 8.0, 2.0, 9.0, 1.0, 8.0, 2.0])  # val and test of each epoch
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_the_best_checkpoint_can_be_chosen_on_the_test_split(world, fine_tuned, 
         lambda scores, *rest: dict.fromkeys(RECALL, next(figures) if scores.min() == -100 else 0.0),
     )
     for flags, best in (([], 'checkpoint_00.pth'), (['--select_on', 'test'], 'checkpoint_01.pth')):
-        Retrieval.main(arguments('retrieval', world, tmp_path, 'batch_size_train=100', flags=flags))
+        Retrieval.main(arguments('retrieval', shapes, tmp_path, 'batch_size_train=100', flags=flags))
         assert (tmp_path / 'checkpoint_best.pth').read_bytes() == (tmp_path / best).read_bytes()
 
 
@@ -116,7 +116,7 @@ def evaluating(folder):
     return main
 
 
-def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(world, fine_tuned, tmp_path, monkeypatch):
+def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(shapes, fine_tuned, tmp_path, monkeypatch):
     """13 images in batches of 4: of five processes the fifth has nothing; texts are in batches of 16."""
     monkeypatch.setattr(Retrieval, 'TEXTS_PER_BATCH', 16)
     found = {}
@@ -125,7 +125,7 @@ def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(world, fin
         folder.mkdir()
         argv = arguments(
             'retrieval',
-            world,
+            shapes,
             folder,
             'batch_size_test=4',
             'k_test=5',
@@ -146,13 +146,13 @@ def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(world, fin
     assert (i2t > -100).sum(dim=1).eq(5).all() and (t2i > -100).sum(dim=1).eq(5).all()
 
 
-def test_a_launcher_gives_the_figures_of_one_process(world, fine_tuned, tmp_path):
+def test_a_launcher_gives_the_figures_of_one_process(shapes, fine_tuned, tmp_path):
     """The README's way to start; the single process may use more threads, which must not matter."""
     folders = tmp_path / 'one', tmp_path / 'two'
     argvs = [
         arguments(
             'retrieval',
-            world,
+            shapes,
             folder,
             'batch_size_test=4',
             flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_best.pth')],
@@ -179,9 +179,9 @@ def test_a_launcher_gives_the_figures_of_one_process(world, fine_tuned, tmp_path
     assert records(folders[0]) == records(folders[1]) and len(records(folders[0])) == 1
 
 
-def test_zero_shot_and_contrast_only(world, pretrained, tmp_path, capsys):
+def test_zero_shot_and_contrast_only(shapes, pretrained, tmp_path, capsys):
     """A pre-training checkpoint is ranked as it is; without re-ranking both sets of figures are those of contrast."""
-    argv = arguments('retrieval', world, tmp_path, flags=['--evaluate', '--checkpoint', str(pretrained)])
+    argv = arguments('retrieval', shapes, tmp_path, flags=['--evaluate', '--checkpoint', str(pretrained)])
     Retrieval.main(argv)
     assert 'best 4 re-ranked' in capsys.readouterr().out
     Retrieval.main([*argv, '--set', 'k_test=0'])
@@ -197,12 +197,12 @@ def test_zero_shot_and_contrast_only(world, pretrained, tmp_path, capsys):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_recall_is_that_of_the_scores(world, fine_tuned, tmp_path):
+def test_recall_is_that_of_the_scores(shapes, fine_tuned, tmp_path):
     argv = arguments(
-        'retrieval', world, tmp_path, flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_best.pth')]
+        'retrieval', shapes, tmp_path, flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_best.pth')]
     )
     assert run(evaluating(tmp_path), argv, tmp_path / 'log') == [0], tail(tmp_path / 'log')
-    rows = json.loads((world / 'retrieval_test.json').read_text())
+    rows = json.loads((shapes / 'retrieval_test.json').read_text())
     txt2img = {text: image for text, image in enumerate(i for i, row in enumerate(rows) for _ in row['caption'])}
     img2txt = {image: [text for text in txt2img if txt2img[text] == image] for image in range(len(rows))}
     sim, i2t, t2i = torch.load(tmp_path / 'test.pt')
@@ -212,29 +212,29 @@ def test_recall_is_that_of_the_scores(world, fine_tuned, tmp_path):
         assert {key: record[prefix + key] for key in RECALL} == expected
 
 
-def test_evaluation_inside_a_run_is_that_of_its_checkpoint(world, fine_tuned, tmp_path):
+def test_evaluation_inside_a_run_is_that_of_its_checkpoint(shapes, fine_tuned, tmp_path):
     Retrieval.main(
         arguments(
-            'retrieval', world, tmp_path, flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_01.pth')]
+            'retrieval', shapes, tmp_path, flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_01.pth')]
         )
     )
     (record,), of_run = records(tmp_path), records(fine_tuned)[1]
     assert record == {key: of_run[key] for key in record}
 
 
-def test_the_page_shows_queries_with_the_right_ones_marked(world, fine_tuned, tmp_path):
+def test_the_page_shows_queries_with_the_right_ones_marked(shapes, fine_tuned, tmp_path):
     page = tmp_path / 'pages' / 'page.html'
     Retrieval.main(
         arguments(
             'retrieval',
-            world,
+            shapes,
             tmp_path,
             'k_test=39',
             flags=['--evaluate', '--checkpoint', str(fine_tuned / 'checkpoint_best.pth'), '--page', str(page)],
         )
     )
     html = page.read_text()
-    rows = json.loads((world / 'retrieval_test.json').read_text())
+    rows = json.loads((shapes / 'retrieval_test.json').read_text())
     assert html.count('class="query"') == 13 + 39 and html.count('<li') == 13 * 5 and html.count('<figure') == 39 * 5
     assert all(Path(row['image']).name in html for row in rows) and not re.search(r'src="(?!data:)', html)
     record = records(tmp_path)[0]
@@ -272,7 +272,7 @@ def keeping_every_rank(folder):
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_killed_and_resumed_equals_uninterrupted(world, pretrained, tmp_path, processes):
+def test_killed_and_resumed_equals_uninterrupted(shapes, pretrained, tmp_path, processes):
     """Killed inside an epoch and at its end: the same weights, momentum copies, queue and log as without, on every
     rank.
     """
@@ -280,7 +280,7 @@ def test_killed_and_resumed_equals_uninterrupted(world, pretrained, tmp_path, pr
     def argv(folder):
         return arguments(
             'retrieval',
-            world,
+            shapes,
             tmp_path / folder,
             f'batch_size_train={16 // processes}',
             'save_every=3',
@@ -309,8 +309,8 @@ def test_killed_and_resumed_equals_uninterrupted(world, pretrained, tmp_path, pr
 # ---- data, and what is refused
 
 
-def configuration(world, *settings):
-    settings = [f'train_file={world}/retrieval_train.json', f'image_root={world}', *settings]
+def configuration(shapes, *settings):
+    settings = [f'train_file={shapes}/retrieval_train.json', f'image_root={shapes}', *settings]
     return resolve('retrieval', apply_overrides(read_yaml('configs/shapes/Retrieval.yaml'), settings))[0]
 
 
@@ -319,14 +319,14 @@ def write(path, rows):
     return str(path)
 
 
-def test_images_are_numbered_by_first_appearance_over_all_files(world, tmp_path):
-    image = json.loads((world / 'retrieval_train.json').read_text())[0]['image']
+def test_images_are_numbered_by_first_appearance_over_all_files(shapes, tmp_path):
+    image = json.loads((shapes / 'retrieval_train.json').read_text())[0]['image']
     files = [
         write(tmp_path / f'{n}.json', [{'image': image, 'caption': 'A red circle.', 'image_id': i} for i in ids])
         for n, ids in enumerate([['b', 'a', 'b', 7], [7, 'c', '7']])
     ]
     data = RetrievalTrainDataset(
-        configuration(world, f'train_file={json.dumps(files)}'), create_tokenizer(f'{world}/vocab'), 0
+        configuration(shapes, f'train_file={json.dumps(files)}'), create_tokenizer(f'{shapes}/vocab'), 0
     )
     assert data.idx.tolist() == [0, 1, 0, 2, 2, 3, 4]
     batch = data.collate([data[0, i] for i in (5, 2)])
@@ -334,30 +334,32 @@ def test_images_are_numbered_by_first_appearance_over_all_files(world, tmp_path)
     assert batch['text'].input_ids.shape == (2, 4)  # [CLS] a red circle
 
 
-def test_captions_of_a_split(world, tmp_path):
+def test_captions_of_a_split(shapes, tmp_path):
     """A string is one caption; long texts are cut at 30 words and 30 tokens."""
-    image = json.loads((world / 'retrieval_test.json').read_text())[0]['image']
+    image = json.loads((shapes / 'retrieval_test.json').read_text())[0]['image']
     rows = [{'image': image, 'caption': 'A Red circle!'}, {'image': image, 'caption': ['a blue star', 'red ' * 50]}]
     data = RetrievalEvalDataset(
-        configuration(world), [write(tmp_path / 'rows.json', rows)], create_tokenizer(f'{world}/vocab')
+        configuration(shapes), [write(tmp_path / 'rows.json', rows)], create_tokenizer(f'{shapes}/vocab')
     )
     assert data.texts == ['a red circle', 'a blue star', ' '.join(['red'] * 30)]
     assert data.img2txt == {0: [0], 1: [1, 2]} and data.txt2img == {0: 0, 1: 1, 2: 1}
     assert data.tokens([0, 2]).attention_mask.sum(dim=1).tolist() == [4, 30]
 
 
-def test_one_caption_an_image_and_a_bad_image(world, pretrained, tmp_path):
+def test_one_caption_an_image_and_a_bad_image(shapes, pretrained, tmp_path):
     """Strings as captions, two images, one of them unreadable: ranked with a blank one, or refused with its row."""
-    rows = [row | {'caption': row['caption'][0]} for row in json.loads((world / 'retrieval_test.json').read_text())[:2]]
+    rows = [
+        row | {'caption': row['caption'][0]} for row in json.loads((shapes / 'retrieval_test.json').read_text())[:2]
+    ]
     (tmp_path / 'broken.jpg').write_text('<html>not found</html>')
     rows[1]['image'] = str(tmp_path / 'broken.jpg')
     settings = (f'test_file={write(tmp_path / "rows.json", rows)}', 'val_file=null')
     flags = ['--evaluate', '--checkpoint', str(pretrained), '--page', str(tmp_path / 'page.html')]
-    Retrieval.main(arguments('retrieval', world, tmp_path, *settings, flags=flags))
+    Retrieval.main(arguments('retrieval', shapes, tmp_path, *settings, flags=flags))
     assert records(tmp_path)[0]['test_txt_r5'] == 100
     assert 'broken.jpg cannot be read' in (tmp_path / 'page.html').read_text()
     with pytest.raises(ValueError, match='rows.json, row 1: .*broken.jpg'):
-        Retrieval.main(arguments('retrieval', world, tmp_path, *settings, 'on_bad_image=error', flags=flags))
+        Retrieval.main(arguments('retrieval', shapes, tmp_path, *settings, 'on_bad_image=error', flags=flags))
 
 
 @pytest.mark.parametrize(
@@ -376,27 +378,27 @@ def test_one_caption_an_image_and_a_bad_image(world, pretrained, tmp_path):
         (['batch_size_train=300'], [], 'batch_size 300 on 1 process'),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(world, tmp_path, settings, flags, message):
+def test_what_cannot_work_is_refused_before_any_work(shapes, tmp_path, settings, flags, message):
     with pytest.raises(ValueError, match=message):
-        Retrieval.main(arguments('retrieval', world, tmp_path, *settings, flags=flags))
+        Retrieval.main(arguments('retrieval', shapes, tmp_path, *settings, flags=flags))
 
 
-def test_a_checkpoint_of_another_task_is_refused_with_file_and_keys(world, pretrained, tmp_path):
+def test_a_checkpoint_of_another_task_is_refused_with_file_and_keys(shapes, pretrained, tmp_path):
     state = weights(pretrained)
     del state['itm_head.weight']
     state['cls_head.0.weight'] = torch.zeros(2)
     torch.save({'model': state}, tmp_path / 'other.pth')
     message = 'other.pth does not fit this model: it lacks itm_head.weight; nothing here takes its cls_head'
     with pytest.raises(ValueError, match=message):
-        Retrieval.main(arguments('retrieval', world, tmp_path, flags=['--checkpoint', str(tmp_path / 'other.pth')]))
+        Retrieval.main(arguments('retrieval', shapes, tmp_path, flags=['--checkpoint', str(tmp_path / 'other.pth')]))
 
 
-def test_training_without_momentum_and_in_bf16(world, pretrained, tmp_path):
+def test_training_without_momentum_and_in_bf16(shapes, pretrained, tmp_path):
     """The plain model has no copies and no queue; both ways the losses are finite and something is learned."""
     Retrieval.main(
         arguments(
             'retrieval',
-            world,
+            shapes,
             tmp_path,
             'use_momentum=false',
             'precision=bf16',

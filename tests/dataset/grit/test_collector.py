@@ -1,12 +1,12 @@
 """The collector against grouping queue by queue, and against its own resumption."""
 
-import io
-
 import pytest
 import torch
 
-from dataset.grit import GritCollector, generator_for, group_queue
-from tests.test_grit import features
+from dataset.grit.collector import GritCollector
+from dataset.grit.grouping import generator_for, group_queue
+from tests.dataset.grit.test_grouping import features
+from tests.helpers import through_a_file
 
 QUEUE, SEARCH = 24, 8
 
@@ -14,13 +14,13 @@ QUEUE, SEARCH = 24, 8
 def collect(collector, events):
     for index, image_feat, text_feat in events:
         if image_feat is None:
-            collector.set_aside(index)
+            collector.add_ungrouped(index)
         else:
             collector.add(index, image_feat, text_feat)
 
 
-def an_epoch(total, seed=0, aside_every=0):
-    """A stream of batches of 0 to 60 examples, `total` with features; now and then some are set aside."""
+def an_epoch(total, seed=0, ungrouped_every=0):
+    """A stream of batches of 0 to 60 examples, `total` with features; now and then some without."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(3 * total + 10, generator=generator)
     image_feat, text_feat = features(total, seed=seed)
@@ -29,54 +29,47 @@ def an_epoch(total, seed=0, aside_every=0):
         n = int(torch.randint(0, 61 if seed else 8, (1,), generator=generator))
         events.append((index[at:total][:n], image_feat[at:][:n], text_feat[at:][:n]))
         at = min(total, at + n)
-        if aside_every and len(events) % aside_every == 0:
+        if ungrouped_every and len(events) % ungrouped_every == 0:
             events.append((index[spare : spare + 2], None, None))
             spare += 2
     return events
 
 
 def expected_order(events, seed, epoch, rank):
-    """The specification of the collector: every L examples grouped with their own generator, then those set aside."""
+    """The specification: every L examples grouped with their own generator, then those without features."""
     index = torch.cat([torch.empty(0, dtype=torch.int64)] + [i for i, feat, _ in events if feat is not None])
-    aside = [i for i, feat, _ in events if feat is None]
-    kept = [event for event in events if event[1] is not None]
+    ungrouped = [i for i, feat, _ in events if feat is None]
+    with_features = [event for event in events if event[1] is not None]
     order = []
     for number, first in enumerate(range(0, len(index), QUEUE)):
         part = slice(first, first + QUEUE)
-        image_feat, text_feat = (torch.cat([event[k] for event in kept])[part] for k in (1, 2))
+        image_feat, text_feat = (torch.cat([event[k] for event in with_features])[part] for k in (1, 2))
         generator = generator_for('grit queue', seed, epoch, rank, number)
         order.append(index[part][group_queue(image_feat, text_feat, SEARCH, generator)])
-    return torch.cat([index[:0], *order, *aside])
+    return torch.cat([index[:0], *order, *ungrouped])
 
 
 @pytest.mark.parametrize('total', [0, 1, 7, 8, 23, 24, 25, 48, 49, 72, 100])
 @pytest.mark.parametrize('seed', [0, 1])
-def test_collector_groups_every_queue_and_the_tail(total, seed):
+def test_collector_groups_every_queue_and_the_rest(total, seed):
     collector = GritCollector(QUEUE, SEARCH, seed, rank=3)
     for epoch in (0, 5):
         collector.begin_epoch(epoch)
-        events = an_epoch(total, seed, aside_every=3)
+        events = an_epoch(total, seed, ungrouped_every=3)
         collect(collector, events)
-        order = collector.finish()
+        order = collector.finish_epoch()
         assert torch.equal(order, expected_order(events, seed, epoch, rank=3))
         assert order.sort().values.tolist() == torch.cat([order[:0]] + [e[0] for e in events]).sort().values.tolist()
-        assert torch.equal(collector.finish(), order)  # nothing more came
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+        assert torch.equal(collector.finish_epoch(), order)  # nothing more came
 
 
 def test_collector_resumes_at_every_point():
-    events = an_epoch(100, aside_every=4)
+    events = an_epoch(100, ungrouped_every=4)
     next_events = an_epoch(50, seed=2)
-    through = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
-    through.begin_epoch(3)
-    collect(through, events)
-    expected = through.finish()
+    uninterrupted = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
+    uninterrupted.begin_epoch(3)
+    collect(uninterrupted, events)
+    expected = uninterrupted.finish_epoch()
     for stop in range(len(events) + 1):
         first = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
         first.begin_epoch(3)
@@ -86,15 +79,15 @@ def test_collector_resumes_at_every_point():
         second = GritCollector(QUEUE, SEARCH, seed=1, rank=2)
         second.load_state_dict(state)
         collect(second, events[stop:])
-        assert torch.equal(first.finish(), expected)
-        assert torch.equal(second.finish(), expected)
-    for collector in (through, second):
+        assert torch.equal(first.finish_epoch(), expected)
+        assert torch.equal(second.finish_epoch(), expected)
+    for collector in (uninterrupted, second):
         collector.begin_epoch(4)
         collect(collector, next_events)
-    assert torch.equal(second.finish(), through.finish())
+    assert torch.equal(second.finish_epoch(), uninterrupted.finish_epoch())
 
 
-def test_state_holds_only_what_is_filled():
+def test_state_contains_only_the_filled_part():
     collector = GritCollector(1000, 10, seed=0)
     collector.add(torch.arange(30), *features(30))
     state = collector.state_dict()
@@ -120,7 +113,7 @@ def test_collector_keeps_large_indices_and_leaves_other_randomness_alone():
     before = torch.get_rng_state()
     index = 2**40 + torch.arange(30)
     collector.add(index, *features(30))
-    assert torch.equal(collector.finish().sort().values, index)
+    assert torch.equal(collector.finish_epoch().sort().values, index)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -131,14 +124,14 @@ def test_queues_epochs_ranks_and_seeds_draw_differently():
         collector.begin_epoch(epoch)
         for _ in range(2):
             collector.add(torch.arange(QUEUE), *features(QUEUE))
-        orders += [tuple(part.tolist()) for part in collector.finish().split(QUEUE)]
+        orders += [tuple(part.tolist()) for part in collector.finish_epoch().split(QUEUE)]
     assert len(set(orders)) == 8
 
 
 def test_grouping_seconds_are_those_of_the_epoch():
     collector = GritCollector(QUEUE, SEARCH, seed=0)
     collector.add(torch.arange(50), *features(50))
-    collector.finish()
+    collector.finish_epoch()
     took = collector.grouping_seconds
     assert took > 0
     resumed = GritCollector(QUEUE, SEARCH, seed=0)

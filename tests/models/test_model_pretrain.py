@@ -54,8 +54,8 @@ def test_bf16_keeps_contrast_and_losses_in_float32(tiny_tokenizer):
 
 
 def test_hardest_negatives_do_not_underflow(tiny_tokenizer):
-    """At a temperature of 0.001 softmax weights are 0 for most candidates; the raw similarities still tell them "
-    "apart."""
+    """At a temperature of 0.001 softmax weights are 0 for most candidates; the raw similarities still tell them
+    apart."""
     feat = F.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     sim = feat @ feat.t() / 0.001
     expected = (feat @ feat.t()).fill_diagonal_(-2).argmax(dim=1)
@@ -121,8 +121,8 @@ def test_consistency_and_negatives_are_options(tiny_tokenizer):
 
 
 def test_a_step_takes_fewer_operations_than_the_official_one(monkeypatch):
-    """71.1 GFLOP a pair officially, forward, ViT-B/16 at 256 px, 16 tokens (2 a multiply-add, attention as "
-    "products)."""
+    """71.1 GFLOP a pair officially, forward, ViT-B/16 at 256 px, 16 tokens (2 a multiply-add, attention as
+    products)."""
     official = load_json('official_configs')
     config = {
         key: official['Pretrain'][key] for key in ('image_res', 'vision_width', 'embed_dim', 'temp', 'mlm_probability')

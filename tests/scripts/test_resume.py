@@ -1,5 +1,5 @@
-"""A pre-training run that is killed and resumed ends as if nothing had happened: weights to the bit, log to the "
-"letter."""
+"""A pre-training run that is killed and resumed ends as if nothing had happened: weights to the bit, log to the
+letter."""
 
 import json
 import os
@@ -42,13 +42,13 @@ def outcome(folder):
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(world, tmp_path_factory):
+def uninterrupted(shapes, tmp_path_factory):
     """{processes: outcome} of runs that nothing disturbed."""
     outcomes = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp('uninterrupted')
         log = folder.parent / f'{folder.name}.log'
-        codes = run(Pretrain.main, arguments('pretrain', world, folder, *SETTINGS), log, processes)
+        codes = run(Pretrain.main, arguments('pretrain', shapes, folder, *SETTINGS), log, processes)
         assert codes == [0] * processes, tail(log)
         outcomes[processes] = outcome(folder)
     return outcomes
@@ -56,11 +56,11 @@ def uninterrupted(world, tmp_path_factory):
 
 @pytest.mark.parametrize('processes', [1, 2])
 @pytest.mark.parametrize('seed', [0, 1, 2])
-def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, uninterrupted, processes, seed):
+def test_killed_and_resumed_equals_uninterrupted(shapes, tmp_path, uninterrupted, processes, seed):
     """Two deaths at places drawn from the seed, then a run to the end; always the same command, with --resume."""
     draw = random.Random(seed * 2 + processes)
     places = draw.sample(sorted(POINTS), 2) if seed else ['while stepping', 'while writing a checkpoint']
-    argv = arguments('pretrain', world, tmp_path / 'run', *SETTINGS, flags=['--resume'])
+    argv = arguments('pretrain', shapes, tmp_path / 'run', *SETTINGS, flags=['--resume'])
     log = tmp_path / 'log'
     for place in places:
         codes = run(Pretrain.main, argv, log, processes, POINTS[place](draw.randrange(1000), STEPS[processes]))
@@ -95,11 +95,11 @@ def test_the_runs_are_real(uninterrupted):
     assert not torch.equal(one['vision_proj.weight'], two['vision_proj.weight'])
 
 
-def test_damaged_checkpoints_are_passed_over(world, tmp_path):
+def test_damaged_checkpoints_are_passed_over(shapes, tmp_path):
     """A checkpoint that was cut short is not resumed from; the one before it is."""
     import Pretrain
 
-    argv = arguments('pretrain', world, tmp_path / 'run', 'train_epochs=2')
+    argv = arguments('pretrain', shapes, tmp_path / 'run', 'train_epochs=2')
     Pretrain.main(argv)
     expected = torch.load(tmp_path / 'run' / 'checkpoint_01.pth', weights_only=True)['model']
     whole = (tmp_path / 'run' / 'checkpoint_01.pth').read_bytes()
@@ -111,8 +111,8 @@ def test_damaged_checkpoints_are_passed_over(world, tmp_path):
     assert [record['epoch'] for record in resumed['records']] == [0, 1]
 
 
-def test_another_number_of_processes_is_refused(world, tmp_path, pretrained):
-    argv = arguments('pretrain', world, pretrained.parent, 'train_epochs=3', flags=['--resume'])
+def test_another_number_of_processes_is_refused(shapes, tmp_path, pretrained):
+    argv = arguments('pretrain', shapes, pretrained.parent, 'train_epochs=3', flags=['--resume'])
     codes = run(Pretrain.main, argv, tmp_path / 'log', 2)
     assert 0 not in codes[:1]
     assert 'was written by 1 process(es)' in tail(tmp_path / 'log', lines=60)

@@ -1,0 +1,163 @@
+"""The synthetic dataset on disk: images, annotation files of every task in the official formats, and a vocabulary.
+
+Everything follows from the seed and the numbers of scenes. `world.json`, the marker, is written last: a folder without
+it is incomplete and is written again from the start, a folder with it is reused.
+"""
+
+import io
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+from dataset.shapes.captions import one_word_apart, plural, some_captions
+from dataset.shapes.drawing import draw
+from dataset.shapes.nlvr import FORMS, NUMBER_WORDS, statements
+from dataset.shapes.sampling import draw_scenes
+from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, SIZES, SPLITS, Scene
+from dataset.shapes.vqa import ANSWERS, questions
+from utils.errors import InputError
+from utils.files import atomic_write
+
+VERSION = 1  # of what a seed gives; raise it with every change of an image or a row
+SCENES = {'train': 5000, 'val': 300, 'test': 500}
+MARKER = 'world.json'
+JPEG = {'quality': 90, 'subsampling': 0}  # no chroma subsampling: colors are not averaged over neighboring pixels
+SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+OTHER_WORDS = (
+    *('a', 'an', 'the', 'is', 'are', 'there', 'of', 'and', 'or', 'with', 'what', 'which', 'how', 'many', 'color'),
+    *('colour', 'shape', 'shapes', 'object', 'objects', 'another', 'exactly', 'inside'),
+)
+
+
+def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict:
+    """Write the dataset to the folder `out`, or reuse it if it is there.
+
+    sizes: numbers of scenes by split, by default `SCENES`. Returns the content of `world.json`, and `reused`.
+    InputError if the folder contains a dataset of another seed, size or version, or if a number of scenes is too large
+    or too small.
+    """
+    out = Path(out)
+    wanted = {'version': VERSION, 'seed': seed, 'scenes': SCENES | dict(sizes or {})}
+    found = read_marker(out)
+    if found and {key: found.get(key) for key in wanted} != wanted:
+        raise InputError(
+            f'{out / MARKER} is of another dataset ({_describe(found)}): remove {out} or choose another folder'
+        )
+    if found and is_complete(out, found):
+        return found | {'reused': True}
+    scenes = {split: draw_scenes(split, wanted['scenes'][split], seed) for split in SPLITS}
+    rows = {name: rows for split in SPLITS for name, rows in annotations(split, scenes[split], seed).items()}
+    rows['answer_list.json'] = list(ANSWERS)
+    marker = wanted | {
+        'rows': {name: len(rows[name]) for name in rows},
+        'vocabulary': len(vocabulary()),
+        'test_captions_one_word_apart': share_one_word_apart(rows['retrieval_test.json']),
+    }
+    for name, content in encoded_files(scenes, rows, marker):
+        with atomic_write(out / name, 'wb', unique=True) as file:
+            file.write(content)
+    return marker | {'reused': False}
+
+
+def image_name(split: str, number: int) -> str:
+    return f'images/{split}/{number:05d}.jpg'
+
+
+def encoded_files(scenes: dict[str, list[Scene]], rows: dict[str, list], marker: dict) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file of the dataset, the marker last."""
+    for split in SPLITS:
+        for number, scene in enumerate(scenes[split]):
+            yield image_name(split, number), jpeg(scene)
+    for name, listed in rows.items():
+        yield name, ('[\n' + ',\n'.join(map(json.dumps, listed)) + '\n]\n').encode()
+    yield 'vocab/vocab.txt', ('\n'.join(vocabulary()) + '\n').encode()
+    yield MARKER, (json.dumps(marker, indent=1) + '\n').encode()
+
+
+def annotations(split: str, scenes: Sequence[Scene], seed: int) -> dict[str, list[dict]]:
+    """{file name: rows} of one split."""
+    caption_rng, statement_rng, question_rng = (
+        Random(f'{seed} {split} {what}') for what in ('captions', 'statements', 'questions')
+    )
+    images = [image_name(split, number) for number in range(len(scenes))]
+    nlvr_split = 'dev' if split == 'val' else split
+    nlvr = statements(statement_rng, nlvr_split, scenes, images, sets=max(3, len(scenes) // 2))
+    first_id = 10**7 * SPLITS.index(split)
+    vqa = [
+        row
+        for number, (scene, image) in enumerate(zip(scenes, images, strict=True))
+        for row in questions(question_rng, scene, image, first_id + 10 * number)
+    ]
+    captions = {image: some_captions(caption_rng, scene, 3) for scene, image in zip(scenes, images, strict=True)}
+    files = training_captions(captions) if split == 'train' else evaluation_captions(split, captions)
+    files |= {f'nlvr_{nlvr_split}.json': nlvr}
+    if split != 'test':
+        return files | {f'vqa_{split}.json': vqa}
+    without_answers = [{key: row[key] for key in ('question_id', 'question', 'image', 'dataset')} for row in vqa]
+    return files | {'vqa_test.json': without_answers, 'vqa_test_annotated.json': vqa}
+
+
+def training_captions(captions: dict[str, list[str]]) -> dict[str, list[dict]]:
+    """Rows of pre-training, every fourth with a single string as its caption, and of retrieval."""
+    pretrain, retrieval = [], []
+    for number, (image, texts) in enumerate(captions.items()):
+        pretrain.append({'image': image, 'caption': texts if number % 4 else texts[0]})
+        retrieval += [{'image': image, 'caption': text, 'image_id': f'train_{number}'} for text in texts[:2]]
+    return {'pretrain.json': pretrain, 'retrieval_train.json': retrieval}
+
+
+def evaluation_captions(split: str, captions: dict[str, list[str]]) -> dict[str, list[dict]]:
+    """Rows of retrieval in the evaluation format: one per image, with all its captions."""
+    return {f'retrieval_{split}.json': [{'image': image, 'caption': texts} for image, texts in captions.items()]}
+
+
+def share_one_word_apart(rows: Sequence[dict]) -> float:
+    """Share of the captions in retrieval rows that differ in one word from a caption of another row, to 4 decimals."""
+    captions = [(caption, number) for number, row in enumerate(rows) for caption in row['caption']]
+    return round(one_word_apart(*zip(*captions, strict=True)), 4)
+
+
+def vocabulary() -> list[str]:
+    """The WordPiece vocabulary: every word that the texts may contain, and single characters for all other words."""
+    sentences = ' '.join(FORMS).replace('{sight}', '').replace('{verb}', '')
+    words = {
+        *(*SIZES, *COLORS, *SHAPES, *map(plural, SHAPES), *CONVERSE, *CONVERSE.values(), *NUMBER_WORDS.values()),
+        *(word for answer in ANSWERS for word in answer.split()),
+        *OTHER_WORDS,
+        *sentences.split(),
+    }
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*letters, *string.punctuation, *(f'##{letter}' for letter in letters)]
+    return [*SPECIAL, *pieces, *sorted(words.difference(pieces))]
+
+
+def jpeg(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    draw(scene).save(buffer, 'JPEG', **JPEG)
+    return buffer.getvalue()
+
+
+def read_marker(out: Path) -> dict | None:
+    """The content of `world.json`; None if there is none."""
+    path = out / MARKER
+    if not path.is_file():
+        return None
+    try:
+        marker = json.loads(path.read_text())
+    except ValueError:
+        marker = None
+    if not isinstance(marker, dict):
+        raise InputError(f'{path} was not written by this program: remove {out} or choose another folder')
+    return marker
+
+
+def is_complete(out: Path, marker: dict) -> bool:
+    """Whether all files that the marker lists are still there."""
+    images = [image_name(split, number) for split, count in marker['scenes'].items() for number in range(count)]
+    return all((out / name).is_file() for name in [*marker.get('rows', ()), 'vocab/vocab.txt', *images])
+
+
+def _describe(marker: dict) -> str:
+    return f'version {marker.get("version")}, seed {marker.get("seed")}, scenes {marker.get("scenes")}'
