@@ -32,17 +32,17 @@ METRICS = ('loss_itc', 'loss_itm', 'itm_acc', 'no_negative')
 
 
 def score(model, dataset, loader, config, device):
-    """Scores of a split, the same for any number of processes -> `Scores` on the CPU of every rank."""
+    """Scores of a split, the same for any number of processes. With k_test 0 nothing is re-ranked: all are ITC's."""
     shard = ShardBatches(len(dataset.texts), TEXTS_PER_BATCH, distributed.rank(), distributed.world_size())
     texts = (dataset.tokens(numbers) for numbers in shard)
     store = device if config['keep_embeds'] == 'device' else torch.device('cpu')
     bad = []
     images = images_of(loader, f'{dataset.split}: encoding', config, device, bad)
     with one_thread(device), autocast(device, config):
-        title = f'{dataset.split}: re-ranking'
+        title = f'{dataset.split}: re-ranking' if config['k_test'] else None
         scores = score_split(unwrap(model), images, texts, config['k_test'], store, title, config['print_freq'])
     print_gathered(bad)
-    return scores
+    return scores if config['k_test'] else scores._replace(i2t=scores.sim_i2t, t2i=scores.sim_i2t.t())
 
 
 def images_of(loader, title, config, device, bad):

@@ -63,8 +63,8 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     """Pre-train, retrieve, draw the mini-batches -> the report. seconds: what the earlier steps took."""
     pretrain, zero_shot = OUTPUT / 'pretrain', OUTPUT / 'zero_shot'
     common = ['--text_encoder', str(DATA / 'vocab'), '--device', 'cpu']
-    command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume', *common]
-    seconds += step('Pre-training with GRIT', command)
+    command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume']
+    seconds += step('Pre-training with GRIT', [*command, *common])
     newest = max(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--checkpoint', str(newest)]
     command += ['--output_dir', str(zero_shot), '--set', 'val_file=null', '--page', str(OUTPUT / 'retrieval.html')]

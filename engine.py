@@ -11,11 +11,12 @@
         run.plan.set_random_order(epoch + 1)         # or GRIT's order
         run.end_epoch(record, metric=...)            # checkpoint, log.txt, checkpoint_best.pth
 
-Invariants: 1. A checkpoint is written only between two bodies of the inner loop or in `end_epoch`; its position names
-the next batch.
+Invariants:
+
+1. A checkpoint is written only between two bodies of the inner loop or in `end_epoch`; its position names the next
+   batch.
 2. Whatever outlives a step is in the model, the optimizer, a default random generator, or an entry of `state`: an
-object with
-   `state_dict` and `load_state_dict`, and with `reset` if the end of an epoch resets it.
+   object with `state_dict` and `load_state_dict`, and with `reset` if the end of an epoch resets it.
 3. Nothing here draws from a default random generator; the learning rate is a function of (epoch, step).
 4. `begin`, `batches`, `optimize`, `summary` and `end_epoch` are collectives: every rank calls them alike.
 5. Leaving the inner loop early, or not setting the order of the next epoch, fails an assertion.

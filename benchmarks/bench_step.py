@@ -32,14 +32,14 @@ from utils.setup import autocast, compile_layers  # noqa: E402
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 PRECISIONS, OPTIONS = ('fp32', 'bf16'), ('checkpointing', 'compile')
 PAD, CLS, MASK = 0, 101, 103
-WORDS = (1000, 30000)  # ids that random texts are drawn from
 
 
-def random_batch(batch: int, image_res: int, tokens: int, device: torch.device) -> tuple[Tensor, Text]:
-    """(image [B, 3, R, R], text [B, L]) of B = `batch` pairs, R = `image_res`, L = `tokens`."""
-    ids = torch.randint(*WORDS, (batch, tokens), device=device)
+def random_batch(batch: int, tokens: int, config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Text]:
+    """(image [B, 3, R, R], text [B, L]) of B = `batch` pairs, L = `tokens`, R and the vocabulary of `config`."""
+    ids = torch.randint(MASK + 1, config['bert_config']['vocab_size'], (batch, tokens), device=device)
     ids[:, 0] = CLS
-    return torch.randn(batch, 3, image_res, image_res, device=device), Text(ids, torch.ones_like(ids))
+    image = torch.randn(batch, 3, config['image_res'], config['image_res'], device=device)
+    return image, Text(ids, torch.ones_like(ids))
 
 
 def measure(
@@ -52,7 +52,7 @@ def measure(
     tokenizer = SimpleNamespace(pad_token_id=PAD, cls_token_id=CLS, mask_token_id=MASK)
     model = create_model('pretrain', config | {'grad_checkpointing': 'checkpointing' in options}, tokenizer).to(device)
     optimizer = create_optimizer(config['optimizer'], model)
-    image, text = random_batch(batch, config['image_res'], tokens, device)
+    image, text = random_batch(batch, tokens, config, device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model.eval()(image[:4], Text(*(part[:4] for part in text)))
     model.train()
@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     config, _ = resolve('pretrain', read_yaml(args.config), args.config)
+    if config['bert_config']['vocab_size'] <= MASK + 1:
+        raise InputError(f'{args.config}: bert_config.vocab_size must be above {MASK + 1}')
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     print(f'{name}; batch {args.batch}, {config["image_res"]} px, {args.tokens} tokens')
     for variant in args.variants:

@@ -1,10 +1,10 @@
 """Data loaders whose workers outlive an epoch, and batches on their way to the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dataset.base import EvalSet
 from dataset.images import worker_init
@@ -15,7 +15,7 @@ from utils import distributed
 ON_HOST = ('index', 'requested')  # which rows a batch holds: read on the CPU, so that nothing waits for the device
 
 
-def create_loader(dataset: Dataset, batches: Sampler, num_workers: int, device: torch.device) -> DataLoader:
+def create_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, device: torch.device) -> DataLoader:
     """A loader over `dataset` in the order of `batches` (any batch sampler), with workers that outlive an epoch.
 
     It draws nothing from torch's default generator, so a run does not depend on when loaders are made.

@@ -11,8 +11,8 @@ The scores do not depend on the number of processes, to the last bit: batches ha
 step 3 they follow from one image's candidates alone, so every product has the same shape wherever it is computed. (On
 the CPU the number of threads of a process must be the same, too.)
 
-Legend: NI images, NT texts, P image tokens, D width, E embedding, T tokens of all texts, M pairs, k candidates, n
-batch.
+Legend: NI images, NT texts, P image tokens, D width, E embedding, T tokens of all texts, M pairs,
+k candidates, n batch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -74,16 +74,14 @@ def score_split(
 ) -> Scores:
     """Rank a split by ITC, and re-rank the `k` best candidates of every image and of every text by ITM.
 
-    images, texts, store: this rank's shard, see `encode`. k: with 0 there is no re-ranking, and `i2t` and `t2i` are
-    ITC's. title, every: of a progress bar. Dropout is off. All processes call it alike.
+    images, texts, store: this rank's shard, see `encode`. title, every: of a progress bar. Dropout is off. A collective.
     """
     training = model.training
     model.eval()
     try:
         encoded = encode(model, images, texts, store)
         sim_i2t = encoded.similarities()
-        scores = rerank(model, encoded, sim_i2t, k, title, every) if k else (sim_i2t.cpu(), sim_i2t.cpu().t())
-        return Scores(sim_i2t.cpu(), *scores)
+        return Scores(sim_i2t.cpu(), *rerank(model, encoded, sim_i2t, k, title, every))
     finally:
         model.train(training)
 

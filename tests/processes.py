@@ -4,6 +4,7 @@ own.
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -108,39 +109,50 @@ def check_run(main, argv, log, world_size=1):
     assert run(main, argv, log, world_size) == [0] * world_size, tail(log)
 
 
-def start(command, **environment):
-    """Start Python in the repository's folder with one thread -> the process, its output readable as text."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {'OMP_NUM_THREADS': '1'} | environment,
+def _script(script, argv, environment, paths):
+    for number, path in zip((1, 2), paths, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (open(number, 'w', buffering=1, closefd=False) for number in (1, 2))
+    torch.set_num_threads(1)
+    os.environ |= environment
+    sys.argv = [script, *argv]
+    runpy.run_path(str(ROOT / script), run_name='__main__')
+
+
+def run_script(script, argv, folder, world_size=1, seconds=120):
+    """Run a script as a program in `world_size` forked processes, each to its end -> [(exit code, stdout, stderr)].
+
+    Modules that the test has imported are not imported again. folder: for the outputs.
+    """
+    context = multiprocessing.get_context('fork')
+    port, children, outputs = free_port(), [], []
+    for rank in range(world_size):
+        environment = group_environment(rank, world_size, port) if world_size > 1 else {}
+        outputs.append([Path(folder, f'std{name}.{rank}') for name in ('out', 'err')])
+        children.append(context.Process(target=_script, args=(script, argv, environment, outputs[rank])))
+        children[rank].start()
+    deadline = time.monotonic() + seconds
+    for child in children:
+        child.join(max(0, deadline - time.monotonic()))
+        if child.is_alive():
+            child.kill()
+            child.join()
+    codes = [child.exitcode for child in children]
+    return [(code, *(path.read_text() for path in paths)) for code, paths in zip(codes, outputs, strict=True)]
+
+
+def run_python(command, seconds=120):
+    """Run Python in an interpreter of its own, in the repository's folder with one thread -> (code, stdout, stderr)."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=seconds
     )
-
-
-def finish(processes, seconds=120):
-    """Wait for started processes -> [(exit code, stdout, stderr)]."""
-    try:
-        outputs = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-
-
-def run_group(command, world_size=1):
-    """Run `python COMMAND` as each of `world_size` processes, as a launcher does -> [(exit code, stdout, stderr)]."""
-    if world_size == 1:
-        return finish([start(command)])
-    port = free_port()
-    return finish([start(command, **group_environment(rank, world_size, port)) for rank in range(world_size)])
+    return done.returncode, done.stdout, done.stderr
 
 
 def launch(script, argv, processes=2):
     """Run a script with the launcher of the README's command lines; it must succeed. Returns what it printed."""
     launcher = ['-m', 'torch.distributed.launch', f'--nproc_per_node={processes}', f'--master_port={free_port()}']
-    [(code, out, err)] = finish([start([*launcher, '--use_env', script, *argv])], seconds=500)
+    code, out, err = run_python([*launcher, '--use_env', script, *argv], seconds=500)
     assert code == 0, out[-1000:] + err[:4000]
     return out

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from utils import distributed
 from utils.errors import InputError
 
 EXIT_CODE = 2
@@ -14,7 +13,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_main(main: Callable[[], object]) -> NoReturn:
-    """Run a script's `main` and exit: code 0, or 2 with one line on stderr where the user can correct the error.
+    """Run a script's `main` and exit: code 0, or 2 with one line on stderr if the user can correct the error.
 
     Of several processes only the first that fails prints. `--debug` on the command line keeps the traceback.
     """
@@ -24,6 +23,8 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        from utils import distributed  # imports torch, which the help of a tool does not need
+
         message = user_message(error)
         if not distributed.claim_failure():  # another process printed its error; this one is likely its consequence
             exit_now(EXIT_CODE)
@@ -36,6 +37,8 @@ def run_main(main: Callable[[], object]) -> NoReturn:
 
 def exit_now(code: int) -> NoReturn:
     """Exit. One of several processes exits at once: the others may never answer when the group is closed."""
+    from utils import distributed
+
     if distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -60,7 +60,7 @@ def to_device(model: nn.Module, device: torch.device, config: Mapping[str, Any])
         for buffer in model.buffers():  # DDP synchronizes parameters only; retrieval's queue starts as random features
             distributed.broadcast(buffer)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)  # newer torch renames broadcast_buffers, older has no other name
+            warnings.simplefilter('ignore', FutureWarning)  # newer torch has another name for broadcast_buffers
             return DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == 'cuda' else None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from dataset.annotations.json_reader import short
 from dataset.annotations.schema import BadRow, clean_row
+from dataset.prepare.arguments import add_command
 from dataset.prepare.common import Summary, clean_caption, progress_bar, stream_json, write_json, write_rows
 from dataset.prepare.findings import TRUNCATED, Repeats, Verdict, count_same_bytes, most_repeated
 from dataset.prepare.folder import is_utf8
@@ -17,12 +18,7 @@ TEXT_FIELDS = {'nlvr': 'sentence', 'vqa': 'question'}  # 'caption' for the other
 
 
 def add_check(commands: Any) -> None:
-    parser = commands.add_parser(
-        'check',
-        help='open every image, read every caption, write the usable rows and a report',
-        description='Writes a clean annotation file, and next to it G.report.json, which names each dropped row and '
-        'the reason. If it was interrupted, the same command continues; delete G.progress.jsonl to start again.',
-    )
+    parser = add_command(commands, 'check', run_check)
     parser.add_argument('file', metavar='F.json', help='annotation file of any task')
     parser.add_argument('--image-root', default='', metavar='R', help='joined to relative paths, as in training')
     parser.add_argument('--vg-root', metavar='R', help='the same for Visual Genome rows of VQA (default: --image-root)')
@@ -46,6 +42,11 @@ def add_check(commands: Any) -> None:
 
 
 def run_check(args: argparse.Namespace) -> Summary:
+    """open every image, read every caption, write the usable rows and a report
+
+    Writes a clean annotation file, and next to it G.report.json, which names each dropped row and the reason. If it was
+    interrupted, the same command continues; delete G.progress.jsonl to start again.
+    """
     if os.path.realpath(args.file) == os.path.realpath(args.out):
         raise InputError(f'--out {args.out} is the file to check: give another file')
     summary, rebase = Summary(f'Check of {args.file}'), Rebase(args.rebase)

@@ -1,17 +1,15 @@
-"""What all commands share: arguments, reading releases, cleaning captions, writing rows, and the summary at the end."""
+"""What all commands share: reading releases, cleaning captions, writing rows, and the summary at the end."""
 
-import argparse
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from dataset.annotations.json_reader import open_annotations, read_rows
-from utils.arguments import Parser
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -138,50 +136,3 @@ def write_json(path: str, value: Any) -> None:
 def add_prefix(prefix: str, *parts: str) -> str:
     """The path of an image as it is written: the parts with forward slashes, after `--image-prefix`."""
     return '/'.join([prefix.rstrip('/') or '/', *parts] if prefix else parts)
-
-
-def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], Summary],
-    out: str,
-    help: str,
-    description: str,
-    per_image: bool = False,
-) -> Parser:
-    """Add a command that writes annotation files; returns its parser, for the arguments of its own.
-
-    out: help of `--out`, starting with its placeholder. per_image: whether it takes `--one-row-per-image`.
-    """
-    parser = commands.add_parser(name, help=help, description=description)
-    parser.set_defaults(run=run)
-    parser.add_argument('--out', required=True, metavar=out.split()[0], help=out)
-    parser.add_argument(
-        '--image-prefix',
-        default='',
-        metavar='DIR',
-        help='put before each path, so that releases in folders side by side share one image_root (such as coco)',
-    )
-    parser.add_argument(
-        '--exclude',
-        nargs='+',
-        default=[],
-        metavar='FILE',
-        help='leave out the images that these files name: annotation files, Karpathy JSON (its val and test images), '
-        'COCO JSON, or text files with an image, COCO id or Flickr id per line',
-    )
-    if per_image:
-        parser.add_argument(
-            '--one-row-per-image',
-            action='store_true',
-            help='all captions of an image in one row, one of which is drawn at each access (default: one row per '
-            'caption)',
-        )
-    return parser
-
-
-def positive(word: str) -> int:
-    """An argument that is an integer of at least 1."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 1')
-    return int(word)

@@ -10,15 +10,8 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dataset.prepare.common import (
-    Summary,
-    add_command,
-    add_prefix,
-    caption_rows,
-    progress_bar,
-    stream_json,
-    write_rows,
-)
+from dataset.prepare.arguments import add_command, add_output_arguments
+from dataset.prepare.common import Summary, add_prefix, caption_rows, progress_bar, stream_json, write_rows
 from dataset.prepare.exclude import Exclusions
 from dataset.prepare.web import EXTENSIONS, image_files
 from utils.errors import InputError
@@ -28,12 +21,7 @@ CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentence', 'description', 'ti
 
 
 def add_folder(commands: Any) -> None:
-    title = 'your own: images with a .txt file each, or a CSV, TSV, Parquet or JSON Lines file with two columns'
-    about = (
-        'SOURCE is a folder in which a.txt contains the captions of a.jpg, one per line; or a table with columns named '
-        'image and caption, or similarly, or as --columns says. Paths are written relative to the folder.'
-    )
-    parser = add_command(commands, 'folder', run_folder, 'F.json to write', title, about, per_image=True)
+    parser = add_command(commands, 'folder', run_folder)
     parser.add_argument('source', metavar='SOURCE')
     parser.add_argument('--columns', nargs=2, metavar=('IMAGE', 'CAPTION'), help='names of the two columns of a table')
     parser.add_argument(
@@ -42,9 +30,15 @@ def add_folder(commands: Any) -> None:
         help='folder that the paths of a table are relative to (default: that of the table); missing images are '
         'dropped',
     )
+    add_output_arguments(parser, 'F.json', per_image=True)
 
 
 def run_folder(args: argparse.Namespace) -> Summary:
+    """your own: images with a .txt file each, or a CSV, TSV, Parquet or JSON Lines file with two columns
+
+    SOURCE is a folder in which a.txt contains the captions of a.jpg, one per line; or a table with columns named image
+    and caption, or similarly, or as --columns says. Paths are written relative to the folder.
+    """
     summary = Summary(f'Images of {args.source}')
     if os.path.isdir(args.source):
         images = images_with_texts(args.source, summary)

@@ -6,16 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataset.prepare.common import (
-    Summary,
-    add_command,
-    add_prefix,
-    caption_rows,
-    clean_caption,
-    load_json,
-    require_key,
-    write_rows,
-)
+from dataset.prepare.arguments import add_command, add_output_arguments
+from dataset.prepare.common import Summary, add_prefix, caption_rows, clean_caption, load_json, require_key, write_rows
 from dataset.prepare.exclude import Exclusions
 from utils.errors import InputError, MissingFileError
 
@@ -31,28 +23,25 @@ class Image:
 
 
 def add_coco(commands: Any) -> None:
-    title = 'COCO captions: captions_*.json, or dataset_coco.json of Karpathy'
-    about = (
-        'From dataset_coco.json: coco.json for pre-training and coco_train, coco_val and coco_test.json for retrieval. '
-        'From captions_train2014.json and similar files: coco.json with all their captions.'
-    )
-    parser = add_command(commands, 'coco', run_coco, 'FOLDER to write to', title, about, per_image=True)
+    parser = add_command(commands, 'coco', run_coco)
     parser.add_argument('files', nargs='+', metavar='JSON')
+    add_output_arguments(parser, 'FOLDER', per_image=True)
 
 
 def add_flickr30k(commands: Any) -> None:
-    title = 'Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv'
-    about = (
-        'Writes flickr30k_train, flickr30k_val and flickr30k_test.json for retrieval. The token and CSV files have no '
-        'splits: name the images of val and test with --val and --test.'
-    )
-    parser = add_command(commands, 'flickr30k', run_flickr30k, 'FOLDER to write to', title, about)
+    parser = add_command(commands, 'flickr30k', run_flickr30k)
     parser.add_argument('file', metavar='FILE')
     parser.add_argument('--val', metavar='LIST', help='images of the validation split, one per line')
     parser.add_argument('--test', metavar='LIST', help='images of the test split, one per line')
+    add_output_arguments(parser, 'FOLDER')
 
 
 def run_coco(args: argparse.Namespace) -> Summary:
+    """COCO captions: captions_*.json, or dataset_coco.json of Karpathy
+
+    From dataset_coco.json: coco.json for pre-training and coco_train, coco_val and coco_test.json for retrieval. From
+    captions_train2014.json and similar files: coco.json with all their captions.
+    """
     summary = Summary('COCO captions')
     loaded = [(path, load_json(path)) for path in args.files]
     karpathy = [is_karpathy(data) for _, data in loaded]
@@ -72,6 +61,11 @@ def run_coco(args: argparse.Namespace) -> Summary:
 
 
 def run_flickr30k(args: argparse.Namespace) -> Summary:
+    """Flickr30k: dataset_flickr30k.json of Karpathy, results_20130124.token or results.csv
+
+    Writes flickr30k_train, flickr30k_val and flickr30k_test.json for retrieval. The token and CSV files have no splits:
+    name the images of val and test with --val and --test.
+    """
     summary = Summary('Flickr30k')
     if args.file.endswith('.json'):
         data = load_json(args.file)

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from dataset.prepare.arguments import add_command, add_output_arguments
 from dataset.prepare.common import (
     Summary,
-    add_command,
     add_prefix,
     clean_caption,
     progress_bar,
@@ -22,16 +22,17 @@ FILES = {'train': 'nlvr_train.json', 'dev': 'nlvr_dev.json', 'test1': 'nlvr_test
 
 
 def add_nlvr2(commands: Any) -> None:
-    title = 'NLVR2: train.json, dev.json, test1.json'
-    about = (
-        'Writes nlvr_train.json, nlvr_dev.json and nlvr_test.json. Images are expected in the folders of the release: '
-        'images/train/DIRECTORY/, dev/, test1/.'
-    )
-    parser = add_command(commands, 'nlvr2', run_nlvr2, 'FOLDER to write to', title, about)
+    parser = add_command(commands, 'nlvr2', run_nlvr2)
     parser.add_argument('files', nargs='+', metavar='JSON')
+    add_output_arguments(parser, 'FOLDER')
 
 
 def run_nlvr2(args: argparse.Namespace) -> Summary:
+    """NLVR2: train.json, dev.json, test1.json
+
+    Writes nlvr_train.json, nlvr_dev.json and nlvr_test.json. Images are expected in the folders of the release:
+    images/train/DIRECTORY/, dev/, test1/.
+    """
     summary, exclusions = Summary('NLVR2'), Exclusions(args.exclude)
     for path in args.files:
         rows = list(statement_rows(path, args.image_prefix, exclusions, summary))

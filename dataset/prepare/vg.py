@@ -5,17 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dataset.prepare.common import (
-    Summary,
-    add_command,
-    add_prefix,
-    caption_rows,
-    positive,
-    progress_bar,
-    require_key,
-    stream_json,
-    write_rows,
-)
+from dataset.prepare.arguments import add_command, add_output_arguments, positive
+from dataset.prepare.common import Summary, add_prefix, caption_rows, progress_bar, require_key, stream_json, write_rows
 from dataset.prepare.exclude import Exclusions
 
 
@@ -27,12 +18,7 @@ class Image:
 
 
 def add_vg(commands: Any) -> None:
-    title = 'Visual Genome: region_descriptions.json and image_data.json'
-    about = (
-        'Each distinct description of a region becomes a caption of the image. Half of the images are COCO images: '
-        '--exclude finds them by their COCO id.'
-    )
-    parser = add_command(commands, 'vg', run_vg, 'F.json to write', title, about, per_image=True)
+    parser = add_command(commands, 'vg', run_vg)
     parser.add_argument('regions', metavar='region_descriptions.json')
     parser.add_argument('images', metavar='image_data.json')
     parser.add_argument(
@@ -41,9 +27,15 @@ def add_vg(commands: Any) -> None:
         metavar='N',
         help='only the N regions of each image that cover most of it (default: all)',
     )
+    add_output_arguments(parser, 'F.json', per_image=True)
 
 
 def run_vg(args: argparse.Namespace) -> Summary:
+    """Visual Genome: region_descriptions.json and image_data.json
+
+    Each distinct description of a region becomes a caption of the image. Half of the images are COCO images: --exclude
+    finds them by their COCO id.
+    """
     summary = Summary('Visual Genome')
     images, exclusions = read_images(args.images, args.image_prefix), Exclusions(args.exclude)
     summary.read['images of image_data.json'] = len(images)

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dataset.prepare.arguments import add_command, add_output_arguments, positive
 from dataset.prepare.common import (
     Summary,
-    add_command,
     add_prefix,
     clean_caption,
     load_json,
-    positive,
     progress_bar,
     require_key,
     stream_json,
@@ -33,12 +32,7 @@ FILES = {
 
 
 def add_vqa(commands: Any) -> None:
-    title = 'VQA v2 questions and annotations, Visual Genome question_answers.json'
-    about = (
-        'Writes vqa_train, vqa_val and vqa_test.json, vg_qa.json if --vg is given, and answer_list.json: the most '
-        'frequent answers of all given annotations, normalized as in the official evaluation.'
-    )
-    parser = add_command(commands, 'vqa', run_vqa, 'FOLDER to write to', title, about)
+    parser = add_command(commands, 'vqa', run_vqa)
     parser.add_argument('files', nargs='+', metavar='JSON', help='v2_*_questions.json and v2_*_annotations.json')
     parser.add_argument(
         '--vg',
@@ -50,9 +44,15 @@ def add_vqa(commands: Any) -> None:
     parser.add_argument(
         '--num-answers', type=positive, default=3128, metavar='N', help='length of the answer list (default 3128)'
     )
+    add_output_arguments(parser, 'FOLDER')
 
 
 def run_vqa(args: argparse.Namespace) -> Summary:
+    """VQA v2 questions and annotations, Visual Genome question_answers.json
+
+    Writes vqa_train, vqa_val and vqa_test.json, vg_qa.json if --vg is given, and answer_list.json: the most frequent
+    answers of all given annotations, normalized as in the official evaluation.
+    """
     summary, exclusions = Summary('VQA v2'), Exclusions(args.exclude)
     questions, annotations = read_files(args.files)
     for path, data in progress_bar(questions, 'questions'):
@@ -146,7 +146,7 @@ def vg_rows(path: str, image_data: str, prefix: str, exclusions: Exclusions, sum
 
 
 def write_answers(path: str, annotations: Iterable[dict], count: int, summary: Summary) -> None:
-    """Write the `count` most frequent answers, counting per question the one of most annotators; ties alphabetically."""
+    """Write the `count` most frequent answers, where a question counts for its most common one; ties alphabetically."""
     seen = Counter(normalize_answer(annotation['multiple_choice_answer']) for annotation in annotations)
     seen.pop('', None)
     if not seen:

@@ -1,9 +1,4 @@
-"""CC3M and SBU: lists of captions and URLs, and the images that a downloader could still get.
-
-Downloaders name the files differently. `--naming` says how: `table` uses the Parquet tables of URLs and keys that
-img2dataset writes, `crc32` is ROW_CRC or CRC, the CRC-32 of the URL, `basename` the last part of the URL, `row` the
-number of the row, counted from 0.
-"""
+"""CC3M and SBU: lists of captions and URLs, and the images that a downloader could still get."""
 
 import argparse
 import glob
@@ -14,16 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from dataset.prepare.common import (
-    Summary,
-    add_command,
-    add_prefix,
-    clean_caption,
-    load_json,
-    progress_bar,
-    require_key,
-    write_rows,
-)
+from dataset.prepare.arguments import add_command, add_output_arguments
+from dataset.prepare.common import Summary, add_prefix, clean_caption, load_json, progress_bar, require_key, write_rows
 from dataset.prepare.exclude import Exclusions, flickr_id
 from utils.arguments import Parser
 from utils.errors import InputError, MissingFileError
@@ -50,33 +37,43 @@ NAMINGS: dict[str, Callable[[int, str], list[str]]] = {
 
 
 def add_cc3m(commands: Any) -> None:
-    title = 'Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images'
-    _add_downloaded(commands, 'cc3m', run_cc3m, title).add_argument('files', nargs=1, metavar='TSV')
+    parser = add_command(commands, 'cc3m', run_cc3m)
+    parser.add_argument('files', nargs=1, metavar='TSV')
+    add_download_arguments(parser)
 
 
 def add_sbu(commands: Any) -> None:
-    title = 'SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images'
-    _add_downloaded(commands, 'sbu', run_sbu, title).add_argument('files', nargs='+', metavar='FILE')
+    parser = add_command(commands, 'sbu', run_sbu)
+    parser.add_argument('files', nargs='+', metavar='FILE')
+    add_download_arguments(parser)
 
 
-def _add_downloaded(commands: Any, name: str, run: Callable[[argparse.Namespace], Summary], title: str) -> Parser:
-    about = title + '. ' + __doc__.partition('\n\n')[2]
-    parser = add_command(commands, name, run, 'F.json to write', title, about)
+def add_download_arguments(parser: Parser) -> None:
     parser.add_argument('--images', required=True, metavar='FOLDER', help='where the downloader put the images')
     parser.add_argument(
         '--naming',
         choices=['auto', 'table', *NAMINGS],
         default='auto',
-        help='how it named them (default: the table if there is one, otherwise the naming that fits most rows)',
+        help='how it named them. table: as in the Parquet tables of URLs and keys that img2dataset writes; crc32: '
+        'ROW_CRC or CRC, the CRC-32 of the URL; basename: the last part of the URL; row: the number of the row, from 0 '
+        '(default: the table if there is one, otherwise the naming that fits most rows)',
     )
-    return parser
+    add_output_arguments(parser, 'F.json')
 
 
 def run_cc3m(args: argparse.Namespace) -> Summary:
+    """Conceptual Captions 3M: Train_GCC-training.tsv or the validation TSV, and the downloaded images
+
+    Each row of the TSV whose image was downloaded becomes a row of the annotation file.
+    """
     return match_and_write(Summary('Conceptual Captions'), read_tsv(args.files[0]), args)
 
 
 def run_sbu(args: argparse.Namespace) -> Summary:
+    """SBU captions: sbu-captions-all.json, or both TXT files of the release, and the downloaded images
+
+    Each caption whose image was downloaded becomes a row of the annotation file.
+    """
     return match_and_write(Summary('SBU captions'), read_sbu(args.files), args)
 
 

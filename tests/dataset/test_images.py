@@ -1,4 +1,4 @@
-"""Reading images: Pillow's pixels where the file is good, a defined result or one named error where it is not."""
+"""Reading images: Pillow's pixels if the file is good, a defined result or `BadImage` if it is not."""
 
 import io
 import os
@@ -18,7 +18,7 @@ JPEG = 'JPEG'
 
 
 def picture(width=61, height=47, seed=0):
-    """Smooth colours and a bit of noise."""
+    """Smooth colors and some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     return Image.fromarray((np.asarray(coarse) * 0.9 + rng.integers(0, 25, (height, width, 3))).astype(np.uint8))
@@ -52,7 +52,7 @@ def read(tmp_path):
 
 def with_orientation(image):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # to be displayed rotated by 90 degrees
     return encode(image, JPEG, exif=exif)
 
 
@@ -94,7 +94,7 @@ def test_pixels_are_those_of_pillow(kind, read):
 
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
 def test_16_bit_png_keeps_the_high_byte(mode, read):
-    """Pillow itself does so for colour, and clips grayscale at 255."""
+    """Pillow itself does so for color, and clips grayscale at 255."""
     values = np.arange(0, 65536, 16, dtype='>u2').reshape(64, 64)
     channels = 1 if mode == 'L' else 3
     rows = b''.join(b'\0' + np.repeat(row, channels).tobytes() for row in values)
@@ -115,7 +115,7 @@ def test_truncated_jpeg_is_decoded_as_far_as_it_goes(read):
     assert pixels.shape == (120, 160, 3)
     with pytest.raises(BadImage, match='truncated'):
         read(data[: len(data) // 2], allow_truncated=False)
-    read(data[: len(data) // 2])  # the refusal leaves no trace
+    read(data[: len(data) // 2])  # the refusal has no effect on later calls
 
 
 def test_damage_inside_a_jpeg_gives_the_pixels_that_pillow_makes_of_it(read):
@@ -142,7 +142,7 @@ def test_refused(kind, read, tmp_path):
 
 
 @pytest.mark.parametrize('name, reason', [('missing.jpg', 'No such file'), ('', 'Is a directory'), ('a\0b', 'null')])
-def test_what_is_no_file_is_refused(name, reason, tmp_path):
+def test_other_paths_than_files_are_refused(name, reason, tmp_path):
     with pytest.raises(BadImage, match=reason):
         read_image(os.path.join(tmp_path, name))
 
@@ -185,7 +185,7 @@ def test_reduced_decode_equals_pillows_draft(kind, reduce, read):
 
 
 @pytest.mark.parametrize('kind', ['jpeg 4:2:0', 'jpeg cmyk', 'png'])
-def test_a_box_is_cut_out_of_the_whole(kind, tmp_path):
+def test_a_box_is_cut_out_of_the_image(kind, tmp_path):
     path = tmp_path / 'image'
     path.write_bytes(GOOD[kind]())
     np.testing.assert_array_equal(open_image(path).decode(box=(3, 5, 40, 30)), read_image(path)[5:30, 3:40])

@@ -1,4 +1,4 @@
-"""Cleaning of captions and questions: equal to the reference rows, total and linear."""
+"""Cleaning of captions and questions: equal to the reference, for every string, in linear time."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Transforms: the official pixels, torchvision's crops, the reference's RandAugment, randomness from `rng` alone."""
+"""Transforms: the official pixels, torchvision's crops, the reference's RandAugment, randomness from `rng` only."""
 
 import io
 
@@ -23,6 +23,7 @@ from dataset.transforms import (
     resize_as_pillow,
 )
 from tests.reference import load_reference
+from utils.errors import InputError
 
 REFERENCE = load_reference('randaugment')
 REFERENCE_SIGN = {'ShearX': -1, 'ShearY': -1, 'TranslateX': -1, 'TranslateY': -1}
@@ -31,7 +32,7 @@ WARPS = ('ShearX', 'ShearY', 'Rotate')
 
 
 def photo(width=320, height=240, seed=0):
-    """Detail at several scales, as in photographs: [H, W, 3] uint8."""
+    """[H, W, 3] uint8 with detail at several scales, as in photographs."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3), np.float32)
     for cell in (4, 16, 64):
@@ -51,7 +52,7 @@ def jpeg(tmp_path):
 
 
 def levels(tensor):
-    """Undo the normalisation: [3, R, R] float32 -> [R, R, 3] in levels of 0..255."""
+    """Undo the normalization: [3, R, R] float32 -> [R, R, 3] in levels of 0..255."""
     return (tensor * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).permute(1, 2, 0).numpy() * 255
 
 
@@ -94,7 +95,7 @@ def test_levels_scale_the_operations():
     assert (apply_op('Brightness', image, 0, 1) <= image // 10).all()
 
 
-def test_auto_contrast_stretches_where_black_occurs_and_is_white_elsewhere_unless_fixed():
+def test_auto_contrast_stretches_channels_with_black_and_turns_others_white_unless_fixed():
     image = np.zeros((4, 51, 3), np.uint8)
     image[..., 0] = np.arange(51)
     image[..., 1] = 100 + np.arange(51)
@@ -116,13 +117,13 @@ def test_operations_take_any_size_and_flat_images(name, shape, value):
 
 
 def test_unknown_operations_are_refused():
-    for refused in (
+    for call in (
         lambda: apply_op('Colour', REFERENCE['image'], 7, 1),
         lambda: RandAugment(names=['Rotate', 'Colour']),
         lambda: TrainTransform(64, randaugment=['Colour']),
     ):
-        with pytest.raises(ValueError, match="'Colour'; those known are Identity, AutoContrast.*Rotate"):
-            refused()
+        with pytest.raises(InputError, match="'Colour': choose from Identity, AutoContrast.*Rotate"):
+            call()
 
 
 def test_randaugment_draws_operations_signs_and_whether_to_apply(monkeypatch):
@@ -140,7 +141,7 @@ def test_randaugment_draws_operations_signs_and_whether_to_apply(monkeypatch):
 
 
 class TorchDraws:
-    """torch's generator behind the calls of a numpy one, so that torchvision and `draw_crop` draw the same numbers."""
+    """torch's generator with the interface of numpy's, so that torchvision and `draw_crop` draw the same numbers."""
 
     def uniform(self, low, high):
         return torch.empty(1).uniform_(low, high).item()
@@ -151,7 +152,7 @@ class TorchDraws:
 
 @pytest.mark.parametrize('size', [(640, 480), (333, 500), (64, 64), (3000, 200), (150, 2000), (5, 3), (1, 1)])
 def test_crops_are_drawn_as_by_torchvision(size):
-    """Sizes with an extreme aspect end in the central crop."""
+    """Sizes with an extreme aspect ratio result in the central crop."""
     image = Image.new('L', size)
     for seed in range(40):
         torch.manual_seed(seed)
@@ -160,7 +161,7 @@ def test_crops_are_drawn_as_by_torchvision(size):
         assert draw_crop(*size, (0.2, 1.0), TorchDraws()) == (left, top, left + width, top + height)
 
 
-def test_reduction_keeps_the_crop_at_least_as_large_as_asked():
+def test_reduction_keeps_the_crop_at_least_as_large_as_the_resolution():
     rng = np.random.default_rng(0)
     for _ in range(2000):
         width, height = (int(n) for n in rng.integers(1, 3000, 2))
@@ -184,7 +185,7 @@ def test_resize_is_within_rounding_of_pillow(size, resolution):
     np.testing.assert_array_equal(resize_as_pillow(image, resolution), expected)
 
 
-def test_resize_of_a_common_photo_is_within_a_level_of_pillow():
+def test_resize_of_a_photo_is_within_one_level_of_pillow():
     image = photo(640, 480)
     expected = np.asarray(Image.fromarray(image).resize((256, 256), Image.BICUBIC)).astype(int)
     difference = np.abs(resize(image, 256) - expected)
@@ -225,7 +226,7 @@ def test_exact_evaluation_pixels_are_the_official_ones(jpeg):
 
 @pytest.mark.parametrize('size', [(640, 480), (641, 483), (2047, 1025)])
 def test_reduced_decode_changes_pixels_little(size, jpeg):
-    """In training the crop's edges are rounded to decoded pixels besides, so each moves by half of one at most."""
+    """In training the edges of the crop are also rounded to decoded pixels, so each moves by at most half a pixel."""
     path = jpeg(*size)
     pairs = [(EvalTransform(100, reduced_decode=False)(path), EvalTransform(100)(path), 3)]
     for index in range(3):
@@ -263,7 +264,7 @@ def test_sources_of_any_mode(mode, tmp_path):
 # Randomness
 
 
-def test_the_same_generator_gives_the_same_example_and_no_other_source_is_used(jpeg):
+def test_the_same_generator_gives_the_same_example_whatever_other_generators_do(jpeg):
     path, transform = jpeg(160, 120), TrainTransform(64)
     examples = []
     for noise in range(2):
@@ -293,8 +294,8 @@ def test_flips_half_of_the_images():
 
 
 @pytest.mark.parametrize('scale', [(0, 1), (0.8, 0.2), (-1, 0.5)])
-def test_senseless_crop_scales_are_refused(scale):
-    with pytest.raises(ValueError, match='crop_scale'):
+def test_invalid_crop_scales_are_refused(scale):
+    with pytest.raises(InputError, match='crop_scale'):
         TrainTransform(64, crop_scale=scale)
 
 

@@ -1,4 +1,4 @@
-"""The models of two images against the official figures; how they draw, tie, project and load."""
+"""The models of two images against the official numbers; how they draw, tie, project and load."""
 
 from collections import Counter
 
@@ -7,25 +7,22 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import create_model
 from models.model_pretrain_nlvr import FIRST, NEITHER, SECOND
 from models.weights import double_fusion_layers, load_nlvr, load_text_assignment
 from optim import create_optimizer
-from tests.helpers import check_gradients, reference_model, tensor, text
+from tests.helpers import (
+    Waits,
+    albef_state,
+    check_gradients,
+    reference_model,
+    reference_state,
+    tensor,
+    text,
+    without_dropout,
+)
 from tests.reference import load_reference
-
-
-def without_dropout(model):
-    """Training mode, in which activations are recomputed, but every forward the same."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, 'dropout', None), float):
-            module.dropout = 0.0
-    return model
 
 
 def nlvr(tokenizer, name='nlvr', **changes):
@@ -47,7 +44,7 @@ def assignment(tokenizer, **changes):
 
 @pytest.mark.parametrize('checkpointing', [False, True])
 @pytest.mark.parametrize('name', ['nlvr', 'nlvr_distill'])
-def test_predictions_loss_and_gradients_are_the_official_ones(tiny_tokenizer, name, checkpointing):
+def test_logits_loss_and_gradients_are_the_official_ones(tiny_tokenizer, name, checkpointing):
     model, inputs, targets, reference = nlvr(tiny_tokenizer, name, grad_checkpointing=checkpointing)
     if checkpointing:
         without_dropout(model)
@@ -123,7 +120,7 @@ def tied(model):
 
 
 def test_pairs_share_keys_and_values_as_parameters(tiny_tokenizer):
-    """Both names stand in the state dict, one parameter is behind them, and so it stays after loading and training."""
+    """The state dict has both names of one parameter, also after loading and training."""
     model, inputs, targets, reference = nlvr(tiny_tokenizer, 'nlvr_distill')
     optimizer = create_optimizer({'opt': 'adamW', 'lr': 1e-2, 'weight_decay': 0.02}, model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -164,7 +161,7 @@ def test_every_image_is_projected_once_for_each_pair_of_layers(tiny_tokenizer):
     assert projected(model, lambda: model(*inputs)) == {number: 6 for number in range(6, 18, 2)}
 
 
-# ---- what each text is asked about ----
+# ---- which images each text is shown with ----
 
 
 @pytest.fixture(scope='module')
@@ -185,7 +182,7 @@ def random_weights(batch, seed, zeros=0.0):
 @given(batch=st.integers(3, 9), seed=st.integers(0, 10**6), zeros=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
 @settings(max_examples=100, deadline=None)
 def test_an_assignment_is_what_its_label_says(draw, batch, seed, zeros):
-    """Whatever the weights, also where a row has one or none: own image first, second, or two different others."""
+    """Whatever the weights, also if a row has one or none: own image first, second, or two different others."""
     torch.manual_seed(seed)
     weights = random_weights(batch, seed, zeros)
     first, second, labels = draw(weights)
@@ -193,7 +190,7 @@ def test_an_assignment_is_what_its_label_says(draw, batch, seed, zeros):
         assert one != other and label in (FIRST, SECOND, NEITHER)
         assert (one == row) == (label == FIRST) and (other == row) == (label == SECOND)
         distractors = [image for image in (one, other) if image != row]
-        if int((weights[row] > 0).sum()) >= len(distractors):  # an image of weight 0 only where there is no other
+        if int((weights[row] > 0).sum()) >= len(distractors):  # an image of weight 0 only if there is no other
             assert all(weights[row, image] > 0 for image in distractors)
 
 
@@ -216,20 +213,12 @@ def test_draws_follow_the_weights(draw):
     torch.testing.assert_close(pairs, expected, atol=0.02, rtol=0)
 
 
-def test_a_draw_is_of_the_run_s_generator_and_waits_for_nothing(draw):
-    class Count(TorchDispatchMode):
-        waits = ()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-                self.waits += (function.name(),)
-            return function(*args, **(kwargs or {}))
-
+def test_a_draw_is_from_the_default_generator_and_waits_for_nothing(draw):
     weights = random_weights(64, 0)
     torch.manual_seed(1)
-    with Count() as count:
+    with Waits() as waits:
         once = draw(weights)
-    assert count.waits == ()
+    assert waits.names == []
     again = draw(weights)
     torch.manual_seed(1)
     assert all(map(torch.equal, draw(weights), once)) and not torch.equal(again[0], once[0])
@@ -279,7 +268,7 @@ def test_momentum_copies_follow_training_only(tiny_tokenizer):
     assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if '_m.' in name)
 
 
-def test_distillation_mixes_the_momentum_copy_s_answers_in(tiny_tokenizer):
+def test_distillation_adds_the_momentum_copy_s_predictions_to_the_targets(tiny_tokenizer):
     model, inputs, targets, _ = nlvr(tiny_tokenizer, 'nlvr_distill', momentum=1.0)
     with torch.no_grad():
         model.cls_head_m[2].bias.add_(torch.tensor([2.0, -1.0]))
@@ -290,36 +279,27 @@ def test_distillation_mixes_the_momentum_copy_s_answers_in(tiny_tokenizer):
     assert soft.item() != pytest.approx(hard.item(), rel=1e-2)
 
 
+@torch.no_grad()
+def test_the_momentum_copy_can_be_evaluated(tiny_tokenizer):
+    model, inputs, _, _ = nlvr(tiny_tokenizer, 'nlvr_distill')
+    model.cls_head_m[2].bias.add_(torch.tensor([2.0, -1.0]))
+    state = {key.replace('_m.', '.', 1): value for key, value in model.state_dict().items() if '_m.' in key}
+    copy = fresh('nlvr', tiny_tokenizer).eval()
+    copy.load_state_dict(state)
+    logits = model(*inputs, use_momentum=True)
+    torch.testing.assert_close(logits, copy(*inputs))
+    assert not torch.allclose(logits, model(*inputs), atol=0.1)
+
+
 # ---- loading ----
 
 
-def pretraining_state():
-    return {
-        key.removeprefix('state/'): tensor(value)
-        for key, value in load_reference('pretrain').items()
-        if key.startswith('state/')
-    }
-
-
-def albef_state():
-    state = pretraining_state()
-    state |= {key.replace('encoder.', 'encoder_m.', 1): value + 1 for key, value in state.items() if 'encoder.' in key}
-    state |= {
-        'vision_proj_m.weight': state['vision_proj.weight'],
-        'image_queue': torch.zeros(16, 65536),
-        'text_queue': torch.zeros(16, 65536),
-        'queue_ptr': torch.zeros(1),
-    }
-    return state
-
-
 def fresh(task, tokenizer, **changes):
-    names = {'nlvr': 'nlvr', 'nlvr_pretrain': 'nlvr_pretrain'}
-    return create_model(task, load_reference(names[task])['config'] | changes, tokenizer)
+    return create_model(task, load_reference(task)['config'] | changes, tokenizer)
 
 
 def check_doubled(model, state):
-    """Every weight is the pre-training checkpoint's: layer l >= 6 stands at 6 + 2 (l - 6) and behind."""
+    """Every weight is the pre-training checkpoint's: layer l >= 6 is at 6 + 2 (l - 6) and at the next."""
     origin = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5} | {6 + 2 * k + i: 6 + k for k in range(6) for i in (0, 1)}
     compared = 0
     for key, value in model.state_dict().items():
@@ -333,7 +313,7 @@ def check_doubled(model, state):
     return compared
 
 
-@pytest.mark.parametrize('make', [pretraining_state, albef_state])
+@pytest.mark.parametrize('make', [lambda: reference_state('pretrain'), albef_state], ids=['pretrain', 'albef'])
 def test_pretraining_loads_into_both_with_its_fusion_layers_doubled(tiny_tokenizer, make):
     state = make()
     model = fresh('nlvr_pretrain', tiny_tokenizer)
@@ -343,7 +323,7 @@ def test_pretraining_loads_into_both_with_its_fusion_layers_doubled(tiny_tokeniz
     assert {key for key in report.unexpected if not key.startswith('text_encoder.cls')} == {
         key for key in state if '_m.' in key or 'queue' in key or key.startswith('itm_head')
     }
-    assert 'each fusion layer, from 6 on, stands for two' in str(report)
+    assert 'each fusion layer, from 6 on, is loaded twice' in str(report)
 
     model = fresh('nlvr', tiny_tokenizer)
     report = load_nlvr(model, dict(state), 'p.pth')
@@ -356,9 +336,9 @@ def test_text_assignment_loads_into_nlvr_layer_by_layer(tiny_tokenizer):
     model = fresh('nlvr', tiny_tokenizer, distill=True, image_res=96)
     report = load_nlvr(model, state, 'a.pth')
     loaded = model.state_dict()
-    taken = [key for key in state if key in loaded and key != 'visual_encoder.pos_embed']
-    assert len(taken) > 400 and all(torch.equal(loaded[key], state[key]) for key in taken)
-    assert report.resized == ['visual_encoder.pos_embed'] and 'stands for two' not in str(report)
+    shared = [key for key in state if key in loaded and key != 'visual_encoder.pos_embed']
+    assert len(shared) > 400 and all(torch.equal(loaded[key], state[key]) for key in shared)
+    assert report.resized == ['visual_encoder.pos_embed'] and 'is loaded twice' not in str(report)
     assert set(report.unexpected) == {
         'ta_head.weight',
         'ta_head.bias',
@@ -370,11 +350,11 @@ def test_text_assignment_loads_into_nlvr_layer_by_layer(tiny_tokenizer):
     }
 
 
-@pytest.mark.parametrize('make', [pretraining_state, albef_state])
-def test_momentum_copies_are_of_the_weights_after_loading(tiny_tokenizer, make):
+@pytest.mark.parametrize('make', [lambda: reference_state('pretrain'), albef_state], ids=['pretrain', 'albef'])
+def test_momentum_copies_are_copies_of_the_loaded_weights(tiny_tokenizer, make):
     model = fresh('nlvr', tiny_tokenizer, distill=True)
     report = load_nlvr(model, make(), 'p.pth')
-    assert 'momentum copies: of the weights after loading' in str(report)
+    assert 'momentum copies: copies of the loaded weights' in str(report)
     for module, copy in model.momentum_pairs():
         assert all(map(torch.equal, module.parameters(), copy.parameters()))
     assert len(model.momentum_pairs()) == 3
@@ -386,19 +366,36 @@ def test_nlvr_loads_itself_to_be_evaluated_or_trained_again(tiny_tokenizer):
     report = load_nlvr(model, state, 'n.pth', head=True)
     assert report.missing == [] and all('_m.' in key for key in report.unexpected)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match='p.pth does not fit this model: it lacks cls_head.0.weight'):
-        load_nlvr(model, pretraining_state(), 'p.pth', head=True)
+    with pytest.raises(ValueError, match='p.pth does not fit this model: missing keys: cls_head.0.weight'):
+        load_nlvr(model, reference_state('pretrain'), 'p.pth', head=True)
+
+
+def test_the_momentum_copy_of_a_checkpoint_is_loaded_on_request(tiny_tokenizer):
+    state = nlvr(tiny_tokenizer, 'nlvr_distill')[0].state_dict()
+    state = {key: value + 1 if '_m.' in key and value.is_floating_point() else value for key, value in state.items()}
+    copied, loaded = (fresh('nlvr', tiny_tokenizer, distill=True) for _ in range(2))
+    report = load_nlvr(copied, dict(state), 'n.pth', head=True)
+    assert 'momentum copies: copies of the loaded weights' in str(report)
+    assert torch.equal(copied.cls_head_m[0].weight, state['cls_head.0.weight'])
+    report = load_nlvr(loaded, dict(state), 'n.pth', head=True, momentum=True)
+    assert report.missing == report.unexpected == [] and 'momentum copies' not in str(report)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    without = {key: value for key, value in state.items() if '_m.' not in key}
+    with pytest.raises(ValueError, match='n.pth, momentum copy does not fit this model: missing keys: .*_m'):
+        load_nlvr(loaded, without, 'n.pth', head=True, momentum=True)
 
 
 def test_what_does_not_fit_is_refused(tiny_tokenizer):
-    shorter = {key: value for key, value in pretraining_state().items() if '.layer.11.' not in key}
-    with pytest.raises(ValueError, match='p.pth does not fit this model: it lacks text_encoder.encoder.layer.11'):
+    shorter = {key: value for key, value in reference_state('pretrain').items() if '.layer.11.' not in key}
+    with pytest.raises(ValueError, match='p.pth does not fit this model: missing keys: text_encoder.encoder.layer.11'):
         load_nlvr(fresh('nlvr', tiny_tokenizer), shorter, 'p.pth')
-    with pytest.raises(ValueError, match='nothing here takes its text_decoder.cls.weight'):
+    with pytest.raises(ValueError, match='unexpected keys: text_decoder.cls.weight'):
         load_nlvr(
-            fresh('nlvr', tiny_tokenizer), pretraining_state() | {'text_decoder.cls.weight': torch.zeros(1)}, 'v.pth'
+            fresh('nlvr', tiny_tokenizer),
+            reference_state('pretrain') | {'text_decoder.cls.weight': torch.zeros(1)},
+            'v.pth',
         )
-    with pytest.raises(ValueError, match='it lacks temp, vision_proj.weight'):
+    with pytest.raises(ValueError, match='missing keys: temp, vision_proj.weight'):
         load_text_assignment(fresh('nlvr_pretrain', tiny_tokenizer), nlvr(tiny_tokenizer)[0].state_dict(), 'n.pth')
 
 

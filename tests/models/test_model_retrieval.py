@@ -1,4 +1,4 @@
-"""The retrieval model against the official figures; its queue, its negatives, its scores, and what they cost."""
+"""The retrieval model against the official numbers; its queue, its negatives, its scores, and what they cost."""
 
 import re
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks.bench_rerank import count_operations, random_encoded
 from models import create_model, rerank
 from models.weights import load_retrieval
-from tests.helpers import check_gradients, reference_model, tensor, text
+from tests.helpers import check_gradients, reference_model, reference_state, tensor, text
 from tests.reference import load_reference
 
 argmax = lambda weights, n: weights.argmax(dim=-1, keepdim=True)  # noqa: E731  in place of torch.multinomial
@@ -55,7 +55,7 @@ def test_queue_and_momentum_after_a_step_are_the_official_ones(tiny_tokenizer, m
     torch.testing.assert_close(model.visual_encoder_m.blocks[0].mlp.fc1.weight, tensor(reference['after_m']))
 
 
-def test_without_gradients_nothing_moves(tiny_tokenizer):
+def test_without_gradients_nothing_is_updated(tiny_tokenizer):
     model, reference = reference_model('retrieval', 'retrieval_momentum', tiny_tokenizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_without_gradients_nothing_moves(tiny_tokenizer):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_the_queue_takes_batches_of_any_size(tiny_tokenizer):
-    """24 places: 10 + 10 + 10 go round, 60 leave their last 24; everything is where its number says."""
+def test_the_queue_accepts_batches_of_any_size(tiny_tokenizer):
+    """24 positions: 10 + 10 + 10 continue at the beginning, of 60 the last 24 stay; each is where its number says."""
     model, _ = reference_model('retrieval', 'retrieval_momentum', tiny_tokenizer)
     feat = torch.arange(90.0)[:, None].expand(90, 16)
     expected, first = torch.full((24,), -100), 0
@@ -109,8 +109,8 @@ def test_captions_of_one_image_are_positives_and_never_negatives(tiny_tokenizer,
     assert out['loss_itc'].item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
 
 
-def test_one_image_in_the_whole_batch_is_no_crash(tiny_tokenizer):
-    """There are no negatives: matching sees the positives only, and says how many lacked theirs."""
+def test_a_batch_of_one_image_has_no_negatives(tiny_tokenizer):
+    """There are no negatives: ITM sees only the positives, and no_negative counts the pairs."""
     for name in ('retrieval_plain', 'retrieval_momentum'):
         model, reference = reference_model('retrieval', name, tiny_tokenizer)
         image, texts, _ = batch_of(reference)
@@ -140,7 +140,7 @@ def test_weights_that_underflow_still_give_a_negative(tiny_tokenizer):
     assert out['no_negative'] == 0 and torch.isfinite(out['loss_itm'])
 
 
-def test_distillation_needs_its_teacher(tiny_tokenizer):
+def test_distillation_needs_the_momentum_model(tiny_tokenizer):
     config = load_reference('retrieval_momentum')['config']
     with pytest.raises(ValueError, match='distill: true needs the momentum model: set use_momentum: true'):
         create_model('retrieval', config | {'use_momentum': False}, tiny_tokenizer)
@@ -177,7 +177,7 @@ def test_dropout_is_off_while_scoring(tiny_tokenizer):
 
 
 def slow_scores(model, images, texts, k):
-    """Pair after pair, each alone, as padded as it came."""
+    """Pair after pair, each in a pass of its own, with its padding."""
     image_embeds, image_feat = model.encode_image(images)
     text_embeds, text_feat = model.encode_text(texts.input_ids, texts.attention_mask)
     sim = image_feat @ text_feat.t()
@@ -244,8 +244,8 @@ def test_scores_equal_one_pair_after_the_other(tiny_tokenizer, monkeypatch, k):
     assert all(len(lengths) <= 4 and lengths.max() - lengths.min() < 4 for lengths in rows)
 
 
-def test_batches_of_all_ranks_come_in_order(monkeypatch):
-    """Rank r holds batches r, r + W, ...; of three ranks the last may hold none."""
+def test_batches_of_all_ranks_are_put_in_order(monkeypatch):
+    """Rank r has batches r, r + W, ...; the last of five ranks has none."""
     parts = [torch.arange(4.0), torch.arange(4.0, 7.0), torch.arange(7.0, 9.0), torch.arange(9.0, 10.0)]
     for world_size in (1, 2, 3, 5):
         held = [parts[rank::world_size] for rank in range(world_size)]
@@ -263,7 +263,7 @@ def test_batches_of_all_ranks_come_in_order(monkeypatch):
 
 
 @pytest.mark.parametrize('words, share', [(10.5, 0.16), (60, 0.25)])
-def test_re_ranking_takes_at_most_a_quarter_of_the_official_operations(words, share):
+def test_re_ranking_takes_at_most_a_quarter_of_the_official_flops(words, share):
     """At full size, 384 px: captions of ten words and [CLS], and the worst case, captions that fill all 30 tokens."""
     encoded = random_encoded(images=6, captions=5, words=words, tokens=577)
     official, ours = count_operations(encoded, encoded.similarities(), 4)
@@ -304,20 +304,20 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
 
     online = [key for key in state if not re.search(r'_m\.|queue', key)]
     copies = [key for key in state if '_m.' in key]
-    # GRIT-VLP: the copies and the queue stay as they are, and are reported as new.
+    # GRIT-VLP: the copies and the queue stay as they are, and are reported as missing.
     loaded, start, report = load(as_pretraining(state))
     assert all(torch.equal(loaded[key], state[key]) for key in online)
     assert all(torch.equal(loaded[key], start[key]) for key in [*copies, 'image_queue', 'idx_queue'])
     assert set(report.missing) == {key for key in state if key not in online and not key.endswith('position_ids')}
     assert report.unexpected == ['text_encoder.cls.predictions.bias']
-    # ALBEF: it brings its copies; its queue is dropped, and that is said. At another resolution both tables are
+    # ALBEF: it brings its copies; its queue is dropped, which is reported. At another resolution both position embeddings are
     # resized.
     loaded, start, report = load(as_pretraining(state, momentum=True), image_res=96)
     assert report.resized == ['visual_encoder.pos_embed', 'visual_encoder_m.pos_embed']
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies] if 'pos_embed' not in key)
     assert torch.equal(loaded['image_queue'], start['image_queue'])
-    assert 'the queue of the file, 65536 features, is dropped: it starts anew, with 24' in str(report)
-    # Retrieval itself, also where no momentum is wanted any more.
+    assert 'the queue of the file, 65536 features, is dropped: a new one has 24' in str(report)
+    # Retrieval itself, also without momentum from now on.
     loaded, start, report = load(dict(state))
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies])
     assert torch.equal(loaded['idx_queue'], start['idx_queue'])
@@ -329,23 +329,19 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
 @pytest.mark.parametrize(
     'name, message',
     [
-        ('vqa', 'f.pth does not fit this model: it lacks .*nothing here takes its text_decoder'),
-        ('nlvr', 'f.pth does not fit this model: it lacks .*nothing here takes its .*Is it a checkpoint of this task'),
+        ('vqa', 'f.pth does not fit this model: missing keys: .*unexpected keys: text_decoder'),
+        ('nlvr', 'f.pth does not fit this model: missing keys: .*unexpected keys: .*Is it a checkpoint of this task'),
     ],
 )
 def test_weights_of_another_task_are_refused(tiny_tokenizer, name, message):
-    reference = load_reference(name)
     model = create_model('retrieval', load_reference('retrieval_plain')['config'], tiny_tokenizer)
-    state = {key.removeprefix('state/'): tensor(value) for key, value in reference.items() if key.startswith('state/')}
     with pytest.raises(ValueError, match=message):
-        load_retrieval(model, state, 'f.pth')
+        load_retrieval(model, reference_state(name), 'f.pth')
 
 
 def test_another_architecture_is_refused(tiny_tokenizer):
     model, reference = reference_model('retrieval', 'retrieval_plain', tiny_tokenizer)
     config = reference['config']
     other = create_model('retrieval', config | {'vit': config['vit'] | {'depth': 2}}, tiny_tokenizer)
-    with pytest.raises(
-        ValueError, match='f.pth does not fit this model: nothing here takes its visual_encoder.blocks.2'
-    ):
+    with pytest.raises(ValueError, match='f.pth does not fit this model: unexpected keys: visual_encoder.blocks.2'):
         load_retrieval(other, model.state_dict(), 'f.pth')

@@ -1,4 +1,4 @@
-"""The VQA model against the official figures; ranking against a slow oracle; where its weights come from."""
+"""The VQA model against the official numbers; ranking against a slow oracle; how its weights are loaded."""
 
 import copy
 import re
@@ -8,8 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from models import answer_ranking, create_model
-from models.model_vqa import load_vqa, read_question
-from tests.helpers import check_gradients, reference_model, tensor, text
+from models.model_vqa import read_question
+from models.weights import load_vqa
+from tests.helpers import (
+    albef_state,
+    check_gradients,
+    reference_model,
+    reference_state,
+    tensor,
+    text,
+    without_dropout,
+)
 from tests.reference import load_reference
 
 
@@ -46,12 +55,7 @@ def test_loss_gradients_and_ranking_are_the_official_ones(tiny_tokenizer, name):
 
 def test_counts_may_be_a_list_and_checkpointing_changes_nothing(tiny_tokenizer):
     model, reference, batch, _ = run_reference(tiny_tokenizer, grad_checkpointing=True)
-    model.train()
-    for module in model.modules():
-        if hasattr(module, 'dropout') and isinstance(module.dropout, float):
-            module.dropout = 0.0
-        elif isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     loss = model(**batch | {'k': [2, 1, 3]})
     assert loss.item() == pytest.approx(float(reference['loss']), rel=1e-5)
     loss.backward()
@@ -59,7 +63,7 @@ def test_counts_may_be_a_list_and_checkpointing_changes_nothing(tiny_tokenizer):
 
 
 def test_the_loss_weights_each_answer(tiny_tokenizer):
-    """By hand: sum over answers of weight x sum of token losses, over the number of questions; padding asks nothing."""
+    """By hand: sum over answers of weight x sum of token losses, over the number of questions; padding is no target."""
     model, _, batch, _ = run_reference(tiny_tokenizer)
     one_by_one = 0.0
     for number, question in enumerate((0, 0, 1, 2, 2, 2)):
@@ -74,7 +78,7 @@ def test_the_loss_weights_each_answer(tiny_tokenizer):
 
 
 def slow_logits(model, states, mask, ids):
-    """All words' scores after each token of one answer [1, L] to one question, nothing shared or kept: [L, V]."""
+    """Vocabulary logits after each token of one answer [1, L] to one question, nothing shared: [L, V]."""
     decoder = model.text_decoder
     hidden = decoder.bert(ids, torch.ones_like(ids), memory=decoder.bert.project(states), memory_mask=mask, causal=True)
     return decoder.cls(hidden)[0]
@@ -144,15 +148,15 @@ def test_equal_answers_are_ranked_as_listed(tiny_tokenizer):
     assert rank(model, batch, text(ids, ids != 0), 4)[0].tolist() == [[0, 1, 2, 3]] * 3
 
 
-def test_an_answer_does_not_depend_on_the_others_questions(tiny_tokenizer):
-    """A question asked alone, without the padding its neighbours need, has the same probabilities."""
+def test_an_answer_does_not_depend_on_the_other_questions(tiny_tokenizer):
+    """A question in a batch of its own, without the padding that its neighbours need, has the same probabilities."""
     model, _, batch, _ = run_reference(tiny_tokenizer)
     answers = answer_list([1, 2, 1, 4, 1, 3])
     _, together = rank(model, batch, answers, 6)
     length = int(batch['question'].attention_mask[2].sum())
-    alone = text(batch['question'].input_ids[2:, :length], batch['question'].attention_mask[2:, :length])
+    single = text(batch['question'].input_ids[2:, :length], batch['question'].attention_mask[2:, :length])
     torch.testing.assert_close(
-        model.rank_answers(batch['image'][2:], alone, answers, 6)[1], together[2:], rtol=1e-3, atol=1e-6
+        model.rank_answers(batch['image'][2:], single, answers, 6)[1], together[2:], rtol=1e-3, atol=1e-6
     )
 
 
@@ -211,7 +215,7 @@ def test_bf16_scores_in_float32(tiny_tokenizer):
     assert loss.item() == pytest.approx(float(reference['loss']), rel=0.05)
 
 
-def test_distillation_mixes_with_a_teacher_that_follows(tiny_tokenizer):
+def test_distillation_adds_the_predictions_of_a_momentum_model_that_is_updated(tiny_tokenizer):
     model, _, batch, _ = run_reference(tiny_tokenizer, 'vqa_distill')
     plain, _, _, _ = run_reference(tiny_tokenizer)
     plain.load_state_dict({key: value for key, value in model.state_dict().items() if '_m.' not in key})
@@ -230,17 +234,12 @@ def test_distillation_mixes_with_a_teacher_that_follows(tiny_tokenizer):
 # ---- weights ----
 
 
-def pretraining_state(name='pretrain'):
-    reference = load_reference(name)
-    return {key.removeprefix('state/'): tensor(value) for key, value in reference.items() if key.startswith('state/')}
-
-
 def fresh(tokenizer, **settings):
     return create_model('vqa', load_reference('vqa')['config'] | settings, tokenizer)
 
 
 def test_from_pre_training_the_decoder_starts_as_the_fusion_layers(tiny_tokenizer):
-    model, state = fresh(tiny_tokenizer), pretraining_state()
+    model, state = fresh(tiny_tokenizer), reference_state('pretrain')
     report = str(load_vqa(model, state, 'pre.pth'))
     loaded, layers = model.state_dict(), 'encoder.layer'
     for key, value in state.items():
@@ -256,8 +255,8 @@ def test_from_pre_training_the_decoder_starts_as_the_fusion_layers(tiny_tokenize
             assert torch.equal(loaded[key.replace('text_encoder', 'text_decoder')], value)
         elif key.startswith('visual_encoder.'):
             assert torch.equal(loaded[key], value)
-    assert "answer decoder: from the text encoder's layers 6 to 11" in report and 'itm_head (2 tensors)' in report
-    assert f'took {len(loaded)} tensors' in report and 'new here' not in report
+    assert "answer decoder: the text encoder's layers 6 to 11" in report and 'itm_head (2 tensors)' in report
+    assert f'loaded {len(loaded)} tensors' in report and 'missing in the file' not in report
 
     # Encoder and decoder are not tied: training one leaves the other.
     with torch.no_grad():
@@ -266,33 +265,22 @@ def test_from_pre_training_the_decoder_starts_as_the_fusion_layers(tiny_tokenize
     assert not model.text_decoder.cls.predictions.decoder.weight.any()  # tied to its own embeddings
 
 
-def albef_state():
-    """A pre-training checkpoint with momentum copies (other weights) and queues, as ALBEF's are."""
-    state = pretraining_state()
-    momentum = {
-        re.sub(r'^(visual_encoder|text_encoder|vision_proj|text_proj)', r'\1_m', key): value + 1
-        for key, value in state.items()
-        if value.is_floating_point()
-    }
-    momentum = {key: value for key, value in momentum.items() if '_m.' in key}
-    queues = {'image_queue': torch.zeros(16, 64), 'text_queue': torch.zeros(16, 64), 'queue_ptr': torch.zeros(1)}
-    return state | momentum | queues
-
-
-def test_albef_checkpoints_bring_their_own_momentum_weights(tiny_tokenizer):
+def test_momentum_weights_of_albef_checkpoints_are_loaded(tiny_tokenizer):
     state = albef_state()
-    plain, taught = fresh(tiny_tokenizer), fresh(tiny_tokenizer, distill=True)
+    plain, distilled = fresh(tiny_tokenizer), fresh(tiny_tokenizer, distill=True)
     assert 'text_encoder_m' in str(load_vqa(plain, state, 'albef.pth'))
-    report = str(load_vqa(taught, state, 'albef.pth'))
-    assert 'left in the file' in report and 'momentum copies' not in report
-    for module, momentum in taught.momentum_pairs():
+    report = str(load_vqa(distilled, state, 'albef.pth'))
+    assert 'only in the file, not used' in report and 'momentum copies' not in report
+    for module, momentum in distilled.momentum_pairs():
         for ours, theirs in zip(module.parameters(), momentum.parameters(), strict=True):
             torch.testing.assert_close(theirs, ours + 1)
 
 
-def test_momentum_copies_are_taken_after_loading(tiny_tokenizer):
+def test_momentum_copies_are_copies_of_the_loaded_weights(tiny_tokenizer):
     model = fresh(tiny_tokenizer, distill=True)
-    assert 'momentum copies: of the weights just loaded' in str(load_vqa(model, pretraining_state(), 'pre.pth'))
+    assert 'momentum copies: copies of the weights just loaded' in str(
+        load_vqa(model, reference_state('pretrain'), 'pre.pth')
+    )
     for module, momentum in model.momentum_pairs():
         for ours, theirs in zip(module.parameters(), momentum.parameters(), strict=True):
             assert torch.equal(ours, theirs) and not theirs.requires_grad
@@ -300,8 +288,8 @@ def test_momentum_copies_are_taken_after_loading(tiny_tokenizer):
 
 @pytest.mark.parametrize('source', ['vqa', 'vqa_distill'])
 @pytest.mark.parametrize('distill', [False, True])
-def test_fine_tuning_can_go_on_from_a_vqa_checkpoint(tiny_tokenizer, source, distill):
-    model, state = fresh(tiny_tokenizer, distill=distill, image_res=96), pretraining_state(source)
+def test_fine_tuning_can_continue_from_a_vqa_checkpoint(tiny_tokenizer, source, distill):
+    model, state = fresh(tiny_tokenizer, distill=distill, image_res=96), reference_state(source)
     report = str(load_vqa(model, state, 'vqa.pth'))
     loaded = model.state_dict()
     same = [key for key in loaded if key in state and 'pos_embed' not in key]
@@ -311,8 +299,8 @@ def test_fine_tuning_can_go_on_from_a_vqa_checkpoint(tiny_tokenizer, source, dis
 
 
 def test_other_checkpoints_are_refused_by_name(tiny_tokenizer):
-    with pytest.raises(ValueError, match=r'nlvr.pth does not fit this model: it lacks .*text_decoder'):
-        load_vqa(fresh(tiny_tokenizer), pretraining_state('nlvr'), 'nlvr.pth')
+    with pytest.raises(ValueError, match=r'nlvr.pth does not fit this model: missing keys: .*text_decoder'):
+        load_vqa(fresh(tiny_tokenizer), reference_state('nlvr'), 'nlvr.pth')
     with pytest.raises(ValueError, match='fusion_layer must be below'):
         bert = load_reference('vqa')['config']['bert_config'] | {'fusion_layer': 12}
         fresh(tiny_tokenizer, bert_config=bert)
@@ -331,6 +319,6 @@ def test_a_question_of_another_width_than_the_image(tiny_tokenizer):
     report = str(load_vqa(model, pretrain.state_dict(), 'pre.pth'))
     assert (
         'keys and values of the question are random' in report
-        and 'new here, not in the file: text_decoder (24' in report
+        and 'missing in the file, not changed: text_decoder (24' in report
     )
     assert torch.isfinite(model(**run_reference(tiny_tokenizer)[2]))

@@ -1,12 +1,13 @@
 """`[CLS] X` without `[SEP]`, as the official tokenizer emits it."""
 
+import json
 import pickle
 
 import huggingface_hub.constants
 import pytest
 import torch
 
-from models.tokenization_bert import create_tokenizer, weights_folder
+from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer, weights_folder
 from tests.reference import load_json
 
 
@@ -28,7 +29,7 @@ def test_ids_are_the_official_ones(folder):
         assert tokenizer(row['text'], max_length=25, truncation=True).input_ids == row['ids'], row['text']
 
 
-def test_batches_are_padded_and_need_no_network(folder):
+def test_batches_are_padded_without_a_network(folder):
     tokenizer = pickle.loads(pickle.dumps(create_tokenizer(str(folder))))  # as a spawned worker gets it
     tokens = tokenizer(['a car', 'bus', ''], padding='longest', return_tensors='pt')
     assert tokens.input_ids[:, 0].tolist() == [101] * 3
@@ -37,11 +38,20 @@ def test_batches_are_padded_and_need_no_network(folder):
     assert weights_folder(str(folder)) is None
 
 
-def test_what_cannot_be_had_says_so(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match='it holds no vocab.txt'):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='it has neither vocab.txt nor tokenizer.json'):
         create_tokenizer(str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     with pytest.raises(
         FileNotFoundError, match='--text_encoder no/such-model: no such folder, and the tokenizer could'
     ):
         create_tokenizer('no/such-model')
+
+
+def test_a_packed_tokenizer_is_the_same(tokenizer):
+    packed = json.loads(json.dumps(pack_tokenizer(tokenizer)))
+    texts = ['what color is the red star', 'dark green[SEP]', 'Zebra é', '']
+    for max_length in (None, 5):
+        arguments = dict(padding='longest', truncation=max_length is not None, max_length=max_length)
+        ours, theirs = (some(texts, **arguments) for some in (unpack_tokenizer(packed), tokenizer))
+        assert ours.input_ids == theirs.input_ids and ours.attention_mask == theirs.attention_mask

@@ -1,4 +1,4 @@
-"""Weights from files: every key is taken, explained, or the load is refused."""
+"""Weights from files: every key is loaded or reported, or the file is refused."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from models import create_model
 from models.vit import create_vit, interpolate_pos_embed
 from models.weights import load_bert, load_deit, load_pretrain, load_state, model_state, read_checkpoint
 from models.xbert import BertConfig, create_bert
-from tests.helpers import reference_model, tensor
+from tests.helpers import albef_state, reference_model, reference_state, tensor
 from tests.reference import load_reference
 
 
@@ -25,16 +25,12 @@ def test_position_embeddings_are_resized_as_officially():
 
 
 def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp_path):
-    """Momentum copies and 65,536-wide queues stay in the file, and the report says so; positions are resized."""
-    model, reference = reference_model('pretrain', 'pretrain', tiny_tokenizer)
-    state = model.state_dict()
-    albef = state | {
-        key.replace('encoder.', 'encoder_m.', 1): value for key, value in state.items() if 'encoder.' in key
-    }
-    albef |= {'image_queue': torch.zeros(16, 65536), 'text_queue': torch.zeros(16, 65536), 'queue_ptr': torch.zeros(1)}
+    """Momentum copies and queues of 65,536 features are not loaded, which is reported; position embeddings are resized."""
+    state, albef = reference_state('pretrain'), albef_state()
     del albef['text_encoder.bert.embeddings.position_ids']  # as newer libraries save
     torch.save({'model': albef, 'epoch': 29}, tmp_path / 'albef.pth')
-    other = create_model('pretrain', reference['config'] | {'image_res': 96}, tiny_tokenizer)
+    config = load_reference('pretrain')['config'] | {'image_res': 96}
+    other = create_model('pretrain', config, tiny_tokenizer)
     report = load_pretrain(other, model_state(read_checkpoint(tmp_path / 'albef.pth'), 'albef.pth'), 'albef.pth')
     assert report.resized == ['visual_encoder.pos_embed'] and report.missing == []
     assert 'image_queue' in report.unexpected and 'visual_encoder_m' in str(report)
@@ -45,11 +41,11 @@ def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda state: state.pop('itm_head.weight'), 'f.pth does not fit this model: it lacks itm_head.weight'),
-        (lambda state: state.update({'cls_head.0.weight': torch.zeros(2)}), 'nothing here takes its cls_head.0.weight'),
+        (lambda state: state.pop('itm_head.weight'), 'f.pth does not fit this model: missing keys: itm_head.weight'),
+        (lambda state: state.update({'cls_head.0.weight': torch.zeros(2)}), 'unexpected keys: cls_head.0.weight'),
         (
             lambda state: state.update({'vision_proj.weight': torch.zeros(3, 4)}),
-            r'it has vision_proj.weight \(3, 4\) instead of',
+            r'other shapes: vision_proj.weight \(3, 4\) instead of',
         ),
     ],
 )
@@ -61,7 +57,7 @@ def test_what_does_not_fit_is_refused_with_its_keys(tiny_tokenizer, change, mess
         load_pretrain(model, state, 'f.pth')
 
 
-def test_what_official_files_hold_besides_weights_is_read(tmp_path):
+def test_other_content_of_official_files_is_read(tmp_path):
     torch.save(
         {'model': {'w': torch.ones(2)}, 'lr_scheduler': {'rate': np.float64(0.1)}, 'args': argparse.Namespace(seed=1)},
         tmp_path / 'official.pth',
@@ -75,7 +71,7 @@ def test_files_without_weights_are_refused(tmp_path):
     (tmp_path / 'half.pth').write_bytes(b'PK\x03\x04 half a file')
     with pytest.raises(ValueError, match='not a readable checkpoint'):
         read_checkpoint(tmp_path / 'half.pth')
-    with pytest.raises(ValueError, match='holds no model weights'):
+    with pytest.raises(ValueError, match='has no model weights'):
         model_state({'epoch': 3}, 'f.pth')
 
 
@@ -101,7 +97,7 @@ def bert_folder(tmp_path_factory):
     return folder
 
 
-def test_text_layers_equal_transformers_own(bert_folder):
+def test_text_layers_equal_those_of_transformers(bert_folder):
     """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is
     reported."""
     from transformers import BertModel
@@ -120,8 +116,10 @@ def test_text_layers_equal_transformers_own(bert_folder):
         head=True,
     )
     report = load_bert(ours, str(bert_folder))
-    assert any('crossattention' in key for key in report.missing) and any(key.startswith('cls.') for key in report.missing)
-    assert 'layers taken: 2 of 3' in str(report)
+    assert any('crossattention' in key for key in report.missing) and any(
+        key.startswith('cls.') for key in report.missing
+    )
+    assert 'layers loaded: 2 of 3' in str(report)
     theirs = BertModel.from_pretrained(bert_folder, attn_implementation='eager').eval()
     ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
@@ -156,12 +154,12 @@ def test_deit_weights_from_a_file(tmp_path):
     report = load_deit(target, str(tmp_path / 'deit.pth'), shape)
     assert report.resized == ['visual_encoder.pos_embed'] and len(report.unexpected) == 2
     assert torch.equal(target.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
-    assert 'starts at random' in load_deit(target, True, shape)
+    assert 'image encoder: random weights' in load_deit(target, True, shape)
     with pytest.raises(FileNotFoundError, match='init_deit: there is no file'):
         load_deit(target, 'none.pth', shape)
 
 
-def test_deit_without_a_network_says_what_to_do(monkeypatch):
+def test_deit_without_a_network_names_the_remedy(monkeypatch):
     import timm
 
     from models.vit import VIT_B_16
@@ -174,8 +172,8 @@ def test_deit_without_a_network_says_what_to_do(monkeypatch):
         load_deit(None, True, VIT_B_16)
 
 
-def test_an_expected_absence_is_listed_not_hidden(tiny_tokenizer):
+def test_an_expected_missing_key_is_reported(tiny_tokenizer):
     model, _ = reference_model('pretrain', 'pretrain', tiny_tokenizer)
     state = {key: value for key, value in model.state_dict().items() if not key.startswith('itm_head')}
-    report = load_state(model, state, 'f.pth', new=('itm_head',))
+    report = load_state(model, state, 'f.pth', missing=('itm_head',))
     assert report.missing == ['itm_head.weight', 'itm_head.bias'] and 'itm_head (2 tensors)' in str(report)

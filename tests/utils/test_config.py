@@ -1,8 +1,10 @@
-"""The configuration: one table of keys, one clear error for what is wrong."""
+"""The configuration: one table of keys, one clear error for every mistake."""
 
 import pytest
 
+from tests.processes import run_python
 from utils.config import apply_overrides, read_yaml, resolve, write_yaml
+from utils.config_keys import KEYS, SECTIONS
 
 BASE = 'configs/shapes/Pretrain.yaml'
 
@@ -11,14 +13,14 @@ def resolved(*overrides, task='pretrain'):
     return resolve(task, apply_overrides(read_yaml(BASE), overrides), BASE)
 
 
-def test_defaults_are_filled_and_nothing_is_lost(tmp_path):
+def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
     config, unused = resolved()
     assert unused == []
-    assert (
-        config['consistency_weight'] == 0.2 and config['precision'] == 'fp32' and config['momentum'] == 0.995
-        if 'momentum' in config
-        else True
-    )
+    assert config['consistency_weight'] == 0.2 and config['precision'] == 'fp32'
+    assert config['clip_grad_norm'] is None and config['on_bad_image'] == 'skip'
+    assert set(config) == {name for name, key in KEYS.items() if key.read_by('pretrain')}
+    given = {name: value for name, value in read_yaml(BASE).items() if name not in (*SECTIONS, 'bert_config')}
+    assert {name: config[name] for name in given} == given
     assert config['schedular']['lr'] == config['optimizer']['lr']
     write_yaml(config, tmp_path / 'config.yaml')
     assert resolve('pretrain', read_yaml(tmp_path / 'config.yaml'), 'again')[0] == config
@@ -30,7 +32,7 @@ def test_defaults_are_filled_and_nothing_is_lost(tmp_path):
         ('bach_size=8', 'unknown key bach_size; the nearest known key is batch_size'),
         ('optimizer.lrr=1', 'unknown key optimizer.lrr; the nearest known key is optimizer.lr'),
         ('vit.dept=2', 'unknown key vit.dept; the nearest known key is vit.depth'),
-        ('batch_size=eight', "batch_size must be a whole number of at least 1, not 'eight'"),
+        ('batch_size=eight', "batch_size must be an integer of at least 1, not 'eight'"),
         ('batch_size=1', 'batch_size must be at least 2'),
         ('queue_size=1000', 'queue_size 1000 must be a multiple of search_space 640; take 640 or 1280'),
         ('search_space=100', 'must be a multiple of'),
@@ -52,27 +54,48 @@ def test_mistakes_are_named(override, message):
 def test_keys_of_other_tasks_are_kept_and_named():
     config, unused = resolved('k_test=4', 'use_momentum=true')
     assert unused == ['k_test', 'use_momentum']
+    assert config['k_test'] == 4 and config['use_momentum'] is True
 
 
 def test_random_batches_need_no_queues():
     assert resolved('sampler=random', 'queue_size=1000')[0]['queue_size'] == 1000
 
 
-def test_overrides_reach_into_sections_and_files(tmp_path):
+def test_overrides_reach_into_sections_and_files():
     config, _ = resolved('optimizer.lr=1e-4', 'schedular.lr=1e-4', 'vit.depth=2', 'init_deit=weights.pth')
     assert config['optimizer']['lr'] == 1e-4 and config['vit']['depth'] == 2 and config['vit']['patch_size'] == 8
-    config, _ = resolve(
-        'pretrain', apply_overrides(read_yaml('configs/Pretrain.yaml'), ['bert_config.fusion_layer=3']), ''
-    )
+    overridden = apply_overrides(read_yaml('configs/Pretrain.yaml'), ['bert_config.fusion_layer=3'])
+    config, _ = resolve('pretrain', overridden, '')
     assert config['bert_config']['fusion_layer'] == 3 and config['bert_config']['hidden_size'] == 768
 
 
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such configuration file'):
         read_yaml(tmp_path / 'none.yaml')
-    (tmp_path / 'broken.yaml').write_text('a: [1, 2')
-    with pytest.raises(ValueError, match='broken.yaml: not valid YAML'):
-        read_yaml(tmp_path / 'broken.yaml')
-    (tmp_path / 'list.yaml').write_text('- a\n')
-    with pytest.raises(ValueError, match='must hold a mapping'):
-        read_yaml(tmp_path / 'list.yaml')
+    for content, message in (
+        (b'a: [1, 2', 'not valid YAML'),
+        (b'- a\n', 'mapping'),
+        (b'a: caf\xe9\n', 'not valid YAML'),
+    ):
+        (tmp_path / 'some.yaml').write_bytes(content)
+        with pytest.raises(ValueError, match=f'some.yaml: .*{message}'):
+            read_yaml(tmp_path / 'some.yaml')
+
+
+def test_eval_ema_needs_distillation():
+    config = read_yaml('configs/shapes/NLVR.yaml')
+    with pytest.raises(ValueError, match='NLVR.yaml: eval_ema: true needs the momentum copy: set distill: true'):
+        resolve('nlvr', config | {'eval_ema': True, 'distill': False}, 'NLVR.yaml')
+    assert resolve('nlvr', config | {'eval_ema': True, 'distill': True}, 'NLVR.yaml')[0]['eval_ema'] is True
+
+
+@pytest.mark.slow
+def test_the_module_prints_a_table_of_every_key():
+    code, out, err = run_python(['-m', 'utils.config'])
+    assert (code, err) == (0, '')
+    header, _, *rows = out.splitlines()
+    assert header == '| key | meaning | default | tasks |'
+    names = [row.split('|')[1].strip(' `') for row in rows]
+    sections = [f'{section}.{name}' for section, keys in SECTIONS.items() for name in keys]
+    assert sorted(names) == sorted([*KEYS, *sections])
+    assert all(row.count('|') == 5 and all(cell.strip() for cell in row.split('|')[1:-1]) for row in rows)

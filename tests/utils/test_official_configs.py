@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from scheduler import learning_rate
 from tests.reference import load_json
 
-CONFIGS = Path(__file__).parent.parent / 'configs'
+CONFIGS = Path(__file__).parent.parent.parent / 'configs'
 SCRIPTS = {
     'Pretrain': 'Pretrain.py', 'NLVR_pretrain': 'Pretrain_nlvr.py', 'NLVR': 'NLVR.py', 'VQA': 'VQA.py',
     'Retrieval_coco': 'Retrieval.py', 'Retrieval_flickr': 'Retrieval.py',

@@ -1,4 +1,4 @@
-"""`python -m dataset.prepare check` on every kind of bad input, interrupted, and with files that kill it."""
+"""`python -m dataset.prepare check` on every kind of bad input, when interrupted, and on files that kill a process."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from PIL import Image
 
 from dataset.annotations import load_annotations
 from dataset.prepare import examine
-from tests.prepare_tools import jpeg, read, refuse, run, write
+from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 
 
 def bad_folder(folder) -> dict[str, str]:
-    """One file of each kind -> {name: what becomes of it}."""
+    """Write one file of each kind -> {name: why it is dropped, or ''}."""
     jpeg(folder / 'good.jpg')
-    whole = (folder / 'good.jpg').read_bytes()
-    (folder / 'same.jpg').write_bytes(whole)
+    good = (folder / 'good.jpg').read_bytes()
+    (folder / 'same.jpg').write_bytes(good)
     (folder / 'truncated.jpg').write_bytes(open(jpeg(folder / 'large.jpg', size=(200, 200)), 'rb').read()[:9000])
-    (folder / 'header only.jpg').write_bytes(whole[:20])
+    (folder / 'header only.jpg').write_bytes(good[:20])
     (folder / 'page.jpg').write_text('<!DOCTYPE html><html>not found</html>')
     (folder / 'zero.jpg').write_bytes(b'')
     (folder / 'noise.png').write_bytes(bytes(range(256)) * 9)
@@ -54,7 +54,7 @@ def bad_folder(folder) -> dict[str, str]:
         'nul\0.jpg': 'image: ',
         '\udcff.jpg': 'not UTF-8',
     }
-    kept = [
+    usable = [
         'good.jpg',
         'same.jpg',
         'cmyk.jpg',
@@ -64,7 +64,7 @@ def bad_folder(folder) -> dict[str, str]:
         'panorama.jpg',
         'rotated.jpg',
     ]
-    return dropped | dict.fromkeys(kept, '')
+    return dropped | dict.fromkeys(usable, '')
 
 
 def test_check_cleans_a_folder_of_everything_bad(tmp_path, capsys):
@@ -91,8 +91,8 @@ def test_check_cleans_a_folder_of_everything_bad(tmp_path, capsys):
     run('check', file, '--image-root', tmp_path / 'images', '--out', tmp_path / 'g.json', '--workers', 2)
 
     clean = read(tmp_path / 'g.json')
-    kept = [row for row in rows[: len(fate)] if not fate[row['image']]]
-    assert clean == kept + [{'image': 'good.jpg', 'caption': [text]} for text in captions.values()]
+    usable = [row for row in rows[: len(fate)] if not fate[row['image']]]
+    assert clean == usable + [{'image': 'good.jpg', 'caption': [text]} for text in captions.values()]
     assert list(load_annotations(str(tmp_path / 'g.json'), 'pretrain'))[-1]['caption'] == ['half']
     report = read(tmp_path / 'g.report.json')
     found = {entry['row']: entry['reason'] for entry in report['dropped rows']}
@@ -159,21 +159,21 @@ def test_check_rebases(tmp_path):
     assert [row['image'] for row in read(tmp_path / 'g.json')] == [f'{tmp_path}/new/a.jpg'] * 2
     refused = ['check', file, '--out', tmp_path / 'h.json', '--rebase']
     assert 'no path starts with /mistyped' in refuse(*refused, '/mistyped=/x')
-    assert 'must be OLD=NEW' in refuse(*refused, '/old')
+    assert 'give OLD=NEW' in refuse(*refused, '/old')
 
 
-def test_check_refuses_what_is_no_annotation_file(tmp_path):
+def test_check_refuses_other_files(tmp_path):
     out = ['--out', tmp_path / 'g.json']
     cut = write(tmp_path / 'f.json', '[{"image": "a", "caption": "x"}, {"im')
     assert 'is cut off at row 1' in refuse('check', cut, *out)
-    assert 'must be another file' in refuse('check', tmp_path / 'f.json', '--out', tmp_path / 'f.json')
+    assert 'give another file' in refuse('check', tmp_path / 'f.json', '--out', tmp_path / 'f.json')
     assert 'does not exist' in refuse('check', tmp_path / 'absent.json', *out)
     assert 'no JSON object' in refuse('check', write(tmp_path / 'f.json', '[1, 2]'), *out)
     assert 'no row is left' in refuse('check', write(tmp_path / 'f.json', [{'image': 'a', 'caption': 'x'}]), *out)
     assert read(tmp_path / 'g.report.json')['dropped rows'][0]['row'] == 0 and not (tmp_path / 'g.json').exists()
 
 
-def test_an_interrupted_check_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_check_continues(tmp_path, monkeypatch):
     rows = [{'image': f'{i}.jpg', 'caption': 'x'} for i in range(10)]
     for i in range(9):
         jpeg(tmp_path / f'images/{i}.jpg', seed=i)
@@ -192,12 +192,12 @@ def test_an_interrupted_check_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='interrupted'):
         run(*arguments)
     journal = tmp_path / 'g.progress.jsonl'
-    journal.write_text(journal.read_text()[:-5])  # killed within the last line
+    journal.write_text(journal.read_text()[:-5])  # killed while it wrote the last line
     assert seen == ['9.jpg', '8.jpg', '7.jpg', '6.jpg'] and not clean.exists()
-    jpeg(tmp_path / 'images/9.jpg')  # meanwhile downloaded
+    jpeg(tmp_path / 'images/9.jpg')  # downloaded in the meantime
     seen[:] = [None] * 10
     run(*arguments)
-    assert sorted(seen[10:]) == [f'{i}.jpg' for i in (0, 1, 2, 3, 4, 5, 6, 9)]  # 6 was cut, 9 was bad; 7 and 8 were not
+    assert sorted(seen[10:]) == [f'{i}.jpg' for i in (0, 1, 2, 3, 4, 5, 6, 9)]  # 6 was incomplete, 9 was bad
     assert read(clean) == rows and not journal.exists()
 
 
@@ -209,7 +209,7 @@ def test_an_image_that_kills_the_decoder_is_one_bad_image(tmp_path, monkeypatch)
         if path in (paths[5], paths[20]):
             os.kill(os.getpid(), signal.SIGKILL)
         if path == paths[6]:
-            raise RuntimeError('nobody thought of this')
+            raise RuntimeError('an unforeseen error')
         return really_open(path, **options)
 
     monkeypatch.setattr(examine, 'open_image', deadly)
@@ -219,5 +219,5 @@ def test_an_image_that_kills_the_decoder_is_one_bad_image(tmp_path, monkeypatch)
     assert bad == {
         paths[5]: 'reading it kills the process',
         paths[20]: 'reading it kills the process',
-        paths[6]: 'RuntimeError nobody thought of this',
+        paths[6]: 'RuntimeError an unforeseen error',
     }

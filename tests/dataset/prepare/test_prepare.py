@@ -10,7 +10,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from dataset.annotations import load_annotations
-from tests.prepare_tools import jpeg, read, refuse, run, write
+from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
+from utils.entry import user_message
 
 
 def coco_name(number: int, split: str = 'val2014') -> str:
@@ -19,7 +20,7 @@ def coco_name(number: int, split: str = 'val2014') -> str:
 
 @pytest.fixture
 def karpathy(tmp_path) -> str:
-    """Of each split one image with two captions, and one more for training."""
+    """One image with two captions for each of Karpathy's four splits."""
     images = [
         {
             'filepath': 'train2014' if split == 'train' else 'val2014',
@@ -74,7 +75,7 @@ def test_coco_from_its_own_captions(tmp_path, karpathy, capsys, year):
     assert read(tmp_path / 'coco.json') == [{'image': f'val{year}/{names[11]}', 'caption': 'Number 11'}] * 2
     shown = capsys.readouterr().out
     assert 'excluded  1 images' in shown and 'dropped   1 x image without a caption' in shown
-    assert 'alone' in refuse('coco', karpathy, file, '--out', tmp_path)
+    assert 'without other files' in refuse('coco', karpathy, file, '--out', tmp_path)
     assert "has no 'annotations'" in refuse('coco', write(tmp_path / 'a.json', {'images': images}), '--out', tmp_path)
 
 
@@ -114,7 +115,7 @@ def test_visual_genome(tmp_path, karpathy, capsys):
         'read      7 regions',
         '1 x phrase that its image has already',
         '1 x empty caption',
-        '1 x image that image_data.json does not know',
+        '1 x image that is not in image_data.json',
     ):
         assert line in shown
     run('vg', *files, '--out', tmp_path / 'vg.json', '--exclude', karpathy, '--largest', 2, '--one-row-per-image')
@@ -139,8 +140,8 @@ def test_cc3m(tmp_path, capsys, naming):
         'crc32': [f'{i}_{zlib.crc32(url.encode())}' for i, url in enumerate(URLS)],
         'table': ['000000007', '000000000', '000000001', '000000002'],
     }[naming]
-    for i in (0, 1, 3):  # the third was no longer there
-        ending = '' if naming == 'crc32' else '.jpg'  # that downloader gives no extension
+    for i in (0, 1, 3):  # the third image could not be downloaded
+        ending = '' if naming == 'crc32' else '.jpg'  # that downloader writes no extension
         (tmp_path / 'images/00000').mkdir(parents=True, exist_ok=True)
         (tmp_path / f'images/00000/{stems[i]}{ending}').touch()
     if naming == 'table':
@@ -160,13 +161,13 @@ def test_cc3m_with_a_heading_and_bad_lines(tmp_path, capsys):
         (tmp_path / f'{i:09d}.jpg').touch()
     run('cc3m', tsv, '--images', tmp_path, '--out', tmp_path / 'out.json')
     rows = [(row['image'], row['caption']) for row in read(tmp_path / 'out.json')]
-    assert rows == [('000000000.jpg', 'zero'), ('000000003.jpg', 'three')]  # a line that is dropped still counts
+    assert rows == [('000000000.jpg', 'zero'), ('000000003.jpg', 'three')]  # dropped lines count as rows
     shown = capsys.readouterr().out
-    assert '1 x line without an address' in shown and '1 x empty caption' in shown
+    assert '1 x line without a URL' in shown and '1 x empty caption' in shown
     (tmp_path / 'none').mkdir()
     assert 'no image in' in refuse('cc3m', tsv, '--images', tmp_path / 'none', '--out', tmp_path / 'b.json')
     assert 'does not exist' in refuse('cc3m', tsv, '--images', tmp_path / 'absent', '--out', tmp_path / 'b.json')
-    assert 'no caption<TAB>address lines' in refuse(
+    assert 'no caption<TAB>URL lines' in refuse(
         'cc3m', write(tmp_path / 'bad.tsv', 'a\tb\nc\td\n'), '--images', tmp_path, '--out', tmp_path / 'b.json'
     )
 
@@ -199,8 +200,10 @@ def test_sbu(tmp_path, capsys, layout):
     run('sbu', *files, '--images', tmp_path, '--out', tmp_path / 'out/sbu.json', '--exclude', exclude)
     assert [row['caption'] for row in read(tmp_path / 'out/sbu.json')] == ['Girl stands', 'Dog, "lies"']
     assert 'excluded  1 images' in capsys.readouterr().out
-    uneven = write(tmp_path / 'bad.json', {'image_urls': urls, 'captions': ['x']})
-    assert 'as many addresses as captions' in refuse('sbu', uneven, '--images', tmp_path, '--out', tmp_path / 'x.json')
+    for data in ({'image_urls': urls, 'captions': ['x']}, {'image_urls': [], 'captions': []}):
+        uneven = write(tmp_path / 'bad.json', data)
+        message = refuse('sbu', uneven, '--images', tmp_path, '--out', tmp_path / 'x.json')
+        assert 'as many URLs as captions' in message
 
 
 def test_flickr30k(tmp_path, capsys):
@@ -230,8 +233,8 @@ def test_flickr30k(tmp_path, capsys):
     assert read(tmp_path / 'k/flickr30k_test.json') == [
         {'image': 'flickr30k-images/1007129816.jpg', 'caption': ['One .', 'Two .']}
     ]
-    assert '1 x line that holds no image and caption' in capsys.readouterr().out
-    assert 'is it of Flickr30k?' in refuse('flickr30k', val, '--out', tmp_path)
+    assert '1 x line without an image and a caption' in capsys.readouterr().out
+    assert 'give a caption file of Flickr30k' in refuse('flickr30k', val, '--out', tmp_path)
 
 
 def test_nlvr2(tmp_path, capsys):
@@ -259,7 +262,7 @@ def test_nlvr2(tmp_path, capsys):
     assert read(tmp_path / 'out/nlvr_test.json')[0]['images'][0] == 'test1/test1-0-1-img0.png'
     assert '1 x label that is neither True nor False' in capsys.readouterr().out
     assert [row['label'] for row in load_annotations(str(tmp_path / 'out/nlvr_train.json'), 'nlvr')] == [False, True]
-    for identifier, message in (('train-1-0-0', "has no 'directory'"), ('x-1-0-0', 'is it NLVR2?')):
+    for identifier, message in (('train-1-0-0', "has no 'directory'"), ('x-1-0-0', 'give a file of NLVR2')):
         bad = write(tmp_path / 'bad.json', lines(one | {'identifier': identifier, 'label': 'True'}))
         assert message in refuse('nlvr2', bad, '--out', tmp_path)
 
@@ -363,13 +366,16 @@ def test_vqa(tmp_path, karpathy, capsys):
             'answer': 'in sky',
         }
     ]
-    assert read(tmp_path / 'out/answer_list.json') == ['dog', '2']  # dog: twice, when normalised; 2 sorts before cat
+    assert read(tmp_path / 'out/answer_list.json') == [
+        'dog',
+        '2',
+    ]  # dog: twice when normalized; 2 sorts before cat
     shown = capsys.readouterr().out
     for line in (
         '1 x question of train2014 without an annotation',
         '1 x empty answer',
         'excluded  2 images',
-        '2 answers, each given at least 1 times; the right one to 75.0% of the questions',
+        '2 answers, each given at least 1 times; the correct one of 75.0% of the questions',
     ):
         assert line in shown
     files = [str(tmp_path / f'out/{name}.json') for name in ('vqa_train', 'vg_qa', 'vqa_test')]
@@ -455,10 +461,13 @@ def test_folder_refuses_what_it_cannot_read(tmp_path):
     out = ['--out', tmp_path / 'f.json']
     assert 'has the columns a, b' in refuse('folder', write(tmp_path / 'a.csv', 'a,b\n1,2\n'), *out)
     assert 'is empty' in refuse('folder', write(tmp_path / 'b.csv', ''), *out)
-    assert 'not a whole Parquet file' in refuse('folder', write(tmp_path / 'c.parquet', 'PAR1 cut'), *out)
+    assert 'not a complete Parquet file' in refuse('folder', write(tmp_path / 'c.parquet', 'PAR1 cut'), *out)
     assert 'is cut off' in refuse('folder', write(tmp_path / 'd.jsonl', '{"image": "a.jpg", "capt'), *out)
-    assert 'neither a folder nor' in refuse('folder', tmp_path / 'absent', *out)
-    assert 'No such file' in refuse('folder', tmp_path / 'absent.csv', *out)
+    assert 'is not a folder or' in refuse('folder', tmp_path / 'absent', *out)
+    for ending in ('csv', 'parquet'):
+        with pytest.raises(FileNotFoundError) as caught:
+            run('folder', tmp_path / f'absent.{ending}', *out)
+        assert user_message(caught.value) == f'{tmp_path}/absent.{ending}: No such file or directory'
     jpeg(tmp_path / 'own/a.jpg')
     assert 'no row is left' in refuse('folder', tmp_path / 'own', *out)
     assert not (tmp_path / 'f.json').exists()
@@ -474,20 +483,40 @@ def test_every_command_has_help(capsys):
         assert stop.value.code == 0 and '--out' in capsys.readouterr().out
 
 
-def test_it_runs_as_a_module(tmp_path):
-    command = [sys.executable, '-m', 'dataset.prepare', 'check', str(tmp_path / 'absent.json'), '--out', 'g.json']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith('error: the annotation file') and done.stderr.count('\n') == 1
-    done = subprocess.run(command[:3] + ['--help'], capture_output=True, text=True)
+def run_module(*args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'dataset.prepare', *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_it_runs_as_a_module():
+    done = run_module('--help')
     assert done.returncode == 0 and 'flickr30k' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['check', 'absent.json', '--out', 'g.json'], 'error: the annotation file absent.json does not exist'),
+        (['folder', 'absent.csv', '--out', 'g.json'], 'error: absent.csv: No such file or directory'),
+        (['vg', 'a.json', 'b.json', '--out', 'g.json', '--largest', '0'], 'error: argument --largest'),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(args, message):
+    done = run_module(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and done.stderr.count('\n') == 1
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run_module('check', tmp_path / 'absent.json', '--out', 'g.json', '--debug')
+    assert done.returncode != 0 and 'Traceback' in done.stderr and 'MissingFileError' in done.stderr
 
 
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('', 'is not whole JSON'),
-        ('{"images": [{"sentences"', 'is not whole JSON'),
+        ('', 'is not complete JSON'),
+        ('{"images": [{"sentences"', 'is not complete JSON'),
         ('[1, 2]', "has no 'images'"),
         ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
         ('{"images": [], "annotations": [{"caption": "x"}]}', "has no 'image_id'"),
@@ -497,6 +526,16 @@ def test_a_release_that_was_cut_is_refused(tmp_path, text, message):
     assert message in refuse('coco', write(tmp_path / 'captions_train2014.json', text), '--out', tmp_path)
 
 
-def test_an_exclude_file_that_names_nothing_is_refused(tmp_path, karpathy):
-    empty = write(tmp_path / 'empty.txt', '\n')
-    assert 'names no image' in refuse('coco', karpathy, '--out', tmp_path, '--exclude', empty)
+def test_a_bad_exclude_file_is_refused(tmp_path, karpathy):
+    command = ['coco', karpathy, '--out', tmp_path, '--exclude']
+    assert 'names no image' in refuse(*command, write(tmp_path / 'empty.txt', '\n'))
+    assert 'is not an object' in refuse(*command, write(tmp_path / 'a.json', {'images': [1]}))
+    assert "has no 'id'" in refuse(*command, write(tmp_path / 'a.json', {'images': [{}]}))
+    (tmp_path / 'latin1.txt').write_bytes(b'caf\xe9.jpg\n')
+    assert 'is not UTF-8 text' in refuse(*command, tmp_path / 'latin1.txt')
+
+
+def test_annotations_without_answers_are_refused(tmp_path):
+    rows = [{'question_id': 1, 'answers': [], 'multiple_choice_answer': '.'}]
+    file = write(tmp_path / 'annotations.json', {'annotations': rows})
+    assert 'no answer is left' in refuse('vqa', file, '--out', tmp_path)

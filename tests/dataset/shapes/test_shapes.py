@@ -1,11 +1,11 @@
-"""The demo world: the same for the same seed, true in every word, and with nothing of one split in another."""
+"""The synthetic dataset: determined by the seed, with unambiguous captions, and with no combination in two splits."""
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,35 +13,24 @@ from pathlib import Path
 import pytest
 
 from dataset.annotations import load_annotations
-from dataset.shapes import make_world, vocabulary, world
+from dataset.shapes import build, make_dataset, vocabulary
 from dataset.shapes.captions import all_captions, one_word_apart
 from dataset.shapes.drawing import draw
 from dataset.shapes.sampling import Distinct, draw_scenes, partners
-from dataset.shapes.scene import COLOURS, CONVERSE, SHAPES, SIZES, SPLITS
+from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, SIZES, SPLITS
 from dataset.shapes.vqa import ANSWERS
 from dataset.text import pre_caption, pre_question
+from tests.dataset.shapes.tools import SCENE_COUNTS, VQA, read
 from utils.config import read_yaml, resolve
+from utils.errors import InputError
 
-SIZES_OF_WORLD = {'train': 60, 'val': 20, 'test': 40}
 NLVR = ('nlvr_train.json', 'nlvr_dev.json', 'nlvr_test.json')
-VQA = ('vqa_train.json', 'vqa_val.json', 'vqa_test_annotated.json')
-ITEM = re.compile(rf'a ({"|".join(SIZES)}) ({"|".join(COLOURS)}) ({"|".join(SHAPES)})')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp('world')
-    make_world(out, seed=0, sizes=SIZES_OF_WORLD)
-    return out
+ITEM = re.compile(rf'a ({"|".join(SIZES)}) ({"|".join(COLORS)}) ({"|".join(SHAPES)})')
 
 
 @pytest.fixture(scope='module')
 def scenes():
     return {split: draw_scenes(split, 300, seed=0) for split in SPLITS}
-
-
-def read(path):
-    return json.loads(Path(path).read_text())
 
 
 def contents(folder):
@@ -52,83 +41,95 @@ def contents(folder):
 
 
 def test_same_seed_same_bytes(folder, tmp_path):
-    make_world(tmp_path / 'again', seed=0, sizes=SIZES_OF_WORLD)
-    make_world(tmp_path / 'other', seed=1, sizes=SIZES_OF_WORLD)
+    make_dataset(tmp_path / 'again', seed=0, sizes=SCENE_COUNTS)
+    make_dataset(tmp_path / 'other', seed=1, sizes=SCENE_COUNTS)
     ours = {name: data for name, data in contents(folder).items() if not name.endswith('.arrow')}
     assert contents(tmp_path / 'again') == ours
     assert read(tmp_path / 'other/pretrain.json') != read(folder / 'pretrain.json')
 
 
 def test_texts_of_a_seed_never_change(folder):
-    """Nothing but Python's stable generator is behind them. A change of this digest is a new `world.VERSION`."""
+    """They depend on nothing but Python's stable generator. Raise `build.VERSION` if this digest changes."""
     digest = hashlib.sha256()
     for name in sorted(path.name for path in folder.glob('*.json')):
         digest.update((folder / name).read_bytes())
     digest.update((folder / 'vocab/vocab.txt').read_bytes())
-    assert (world.VERSION, digest.hexdigest()[:16]) == (1, '59a2b139074c7a8f')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (1, '59a2b139074c7a8f')
 
 
 def test_pixels_of_a_seed_never_change(scenes):
-    """The bytes of the JPEG files are left to the encoder; what it is given is not."""
+    """The bytes of the JPEG files depend on the encoder; its input does not."""
     digest = hashlib.sha256(b''.join(draw(scene).tobytes() for scene in scenes['test'][:60]))
-    assert (world.VERSION, digest.hexdigest()[:16]) == (1, '5c905a515dbac9f5')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (1, '5c905a515dbac9f5')
 
 
-def test_a_smaller_world_is_the_beginning_of_a_larger_one(scenes):
+def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(scenes):
     for split in SPLITS:
         assert draw_scenes(split, 25, seed=0) == scenes[split][:25]
 
 
 def test_reuse_refusal_and_repair(tmp_path, monkeypatch):
     sizes = {'train': 30, 'val': 20, 'test': 20}
-    write, written = world.write, []
+    atomic_write, written = build.atomic_write, []
 
-    def fail(path, data):
+    @contextmanager
+    def fail_at_40(path, *args, **options):
         if len(written) == 40:
             raise OSError('disk full')
         written.append(path)
-        write(path, data)
+        with atomic_write(path, *args, **options) as file:
+            yield file
 
-    monkeypatch.setattr(world, 'write', fail)
+    monkeypatch.setattr(build, 'atomic_write', fail_at_40)
     with pytest.raises(OSError, match='disk full'):
-        make_world(tmp_path / 'w', 3, sizes)
+        make_dataset(tmp_path / 'w', 3, sizes)
     assert not (tmp_path / 'w/world.json').exists()
-    monkeypatch.setattr(world, 'write', write)
-    assert not make_world(tmp_path / 'w', 3, sizes)['reused']
-    make_world(tmp_path / 'straight', 3, sizes)
+    monkeypatch.setattr(build, 'atomic_write', atomic_write)
+    assert not make_dataset(tmp_path / 'w', 3, sizes)['reused']
+    make_dataset(tmp_path / 'straight', 3, sizes)
     assert contents(tmp_path / 'w') == contents(tmp_path / 'straight')
 
-    monkeypatch.setattr(world, 'write', lambda path, data: pytest.fail(f'{path} written again'))
-    assert make_world(tmp_path / 'w', 3, sizes)['reused']
-    with pytest.raises(ValueError, match=r'world.json is of another world \(version 1, seed 3.*remove'):
-        make_world(tmp_path / 'w', 4, sizes)
+    monkeypatch.setattr(build, 'atomic_write', lambda path, *_, **__: pytest.fail(f'{path} written again'))
+    assert make_dataset(tmp_path / 'w', 3, sizes)['reused']
+    with pytest.raises(InputError, match=r'world.json is of another dataset \(version 1, seed 3.*remove'):
+        make_dataset(tmp_path / 'w', 4, sizes)
 
-    monkeypatch.setattr(world, 'write', write)
+    monkeypatch.setattr(build, 'atomic_write', atomic_write)
     (tmp_path / 'w/images/val/00007.jpg').unlink()
-    assert not make_world(tmp_path / 'w', 3, sizes)['reused']
+    assert not make_dataset(tmp_path / 'w', 3, sizes)['reused']
     assert contents(tmp_path / 'w') == contents(tmp_path / 'straight')
+
+
+@pytest.mark.parametrize('content', ['', 'no JSON', '[1]', '5'])
+def test_a_marker_of_another_program_is_refused(tmp_path, content):
+    (tmp_path / 'world.json').write_text(content)
+    with pytest.raises(InputError, match='was not written by this program: remove'):
+        make_dataset(tmp_path)
 
 
 def test_impossible_sizes_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match='2 scenes are too few'):
-        make_world(tmp_path, 0, {'train': 2})
+    with pytest.raises(InputError, match='2 scenes are too few'):
+        make_dataset(tmp_path, 0, {'train': 2})
     monkeypatch.setattr(Distinct, 'accepts', lambda self, scene: False)
-    with pytest.raises(ValueError, match=r'1 val scenes are more than can be told apart \(0 found\): ask for fewer'):
+    with pytest.raises(InputError, match='only 0 of 1 val scenes can be told apart: ask for fewer'):
         draw_scenes('val', 1, seed=0)
 
 
 def test_command(tmp_path):
     command = [sys.executable, '-m', 'dataset.shapes', '--out', str(tmp_path / 'w'), '--seed', '5', '--scenes', '20']
     command += ['--val_scenes', '20', '--test_scenes', '20']
-    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert 'made in' in said[0] and 'reused' in said[1]
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert 'made in' in outputs[0] and 'reused' in outputs[1]
     command[6] = '6'
     refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and 'another world' in refused.stderr and 'Traceback' not in refused.stderr
+    assert refused.returncode == 2 and 'is of another dataset' in refused.stderr
+    assert refused.stderr.startswith('error: ') and refused.stderr.count('\n') == 1
+    debugged = subprocess.run([*command, '--debug'], capture_output=True, text=True)
+    assert debugged.returncode != 0 and 'Traceback' in debugged.stderr and 'is of another dataset' in debugged.stderr
 
 
 def test_annotations_load(folder):
-    """Every file is what the datasets of its task accept, and names pictures that are there, of its own split."""
+    """The dataset of each task accepts its files, which name existing images of their own split."""
     kinds = {
         'pretrain': ['pretrain'],
         'retrieval_train': ['retrieval_train'],
@@ -148,7 +149,7 @@ def test_annotations_load(folder):
             assert len(rows) == read(folder / 'world.json')['rows'][f'{name}.json']
 
 
-def test_vocabulary_knows_every_word(folder):
+def test_vocabulary_contains_every_word(folder):
     texts = [pre_caption(text, 30) for row in read(folder / 'pretrain.json') for text in as_list(row['caption'])]
     texts += [pre_caption(row['sentence'], 30) for name in NLVR for row in read(folder / name)]
     texts += [pre_question(row['question'], 30) for name in VQA for row in read(folder / name)]
@@ -165,7 +166,7 @@ def as_list(caption):
     return caption if isinstance(caption, list) else [caption]
 
 
-# ---- what the splits share, and what they do not ----
+# ---- combinations of items in the splits ----
 
 
 def kind_pairs(caption):
@@ -173,54 +174,54 @@ def kind_pairs(caption):
 
 
 def test_splits_share_no_combination(folder, tmp_path):
-    """From the files: no two (colour, shape) that meet in a picture of one split meet in another, in any world."""
-    make_world(tmp_path, seed=9, sizes=SIZES_OF_WORLD)
+    """No two (color, shape) in one image of a split are in one image of another split, with any seed."""
+    make_dataset(tmp_path, seed=9, sizes=SCENE_COUNTS)
     pairs = defaultdict(set)
-    for place in (folder, tmp_path):
+    for out in (folder, tmp_path):
         for split, name in zip(SPLITS, ('pretrain', 'retrieval_val', 'retrieval_test'), strict=True):
-            for row in read(place / f'{name}.json'):
+            for row in read(out / f'{name}.json'):
                 pairs[split] |= kind_pairs(as_list(row['caption'])[0])
     assert all(pairs.values())
     assert not (pairs['train'] & pairs['val'] or pairs['train'] & pairs['test'] or pairs['val'] & pairs['test'])
 
 
-def test_each_kind_of_thing_is_in_every_split():
+def test_each_kind_of_item_is_in_every_split():
     for split in SPLITS:
-        assert len(partners(split)) == len(COLOURS) * len(SHAPES) and all(map(len, partners(split).values()))
+        assert len(partners(split)) == len(COLORS) * len(SHAPES) and all(map(len, partners(split).values()))
 
 
 def test_training_shows_every_value(scenes):
     shown = {value for scene in scenes['train'] for item in scene.items for value in item}
-    assert shown == {*SIZES, *COLOURS, *SHAPES}
+    assert shown == {*SIZES, *COLORS, *SHAPES}
     assert {scene.relation for scene in scenes['train']} == set(CONVERSE)
     assert {len(scene.items) for scene in scenes['train']} == {2, 3, 4}
 
 
-def says(caption):
-    """(items, related pair, relation) of a caption, read from its words alone."""
+def parse_caption(caption):
+    """(items, related pair, relation) of a caption, from its words only."""
     items = ITEM.findall(caption)
     relation = re.search(r'(above|below|inside|around|touching)', caption).group()
     forward = {word: (name, True) for name, word in CONVERSE.items()} | {name: (name, False) for name in CONVERSE}
-    name, turned = forward[relation]
-    pair = items[1::-1] if turned else items[:2]
+    name, is_converse = forward[relation]
+    pair = items[1::-1] if is_converse else items[:2]
     return set(items), frozenset(pair) if name == 'touching' else tuple(pair), name
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
-def test_a_caption_is_true_of_one_picture(scenes, split):
-    """Slow oracle: of another picture with at least these items, the very same pair is plainly related otherwise."""
+def test_a_caption_is_true_of_one_image(scenes, split):
+    """Exhaustive check: in another image with at least these items, the same pair has another relation."""
     captions = [all_captions(scene) for scene in scenes[split]]
     assert len({caption for row in captions for caption in row}) == 4 * len(captions)
-    meanings = [says(row[0]) for row in captions]
+    meanings = [parse_caption(row[0]) for row in captions]
     for row, meaning in zip(captions, meanings, strict=True):
-        assert all(says(caption) == meaning for caption in row)
+        assert all(parse_caption(caption) == meaning for caption in row)
     for (items, pair, relation), (others, other_pair, other_relation) in combinations(meanings, 2):
         if items <= others or items >= others:
             assert items == others and set(pair) == set(other_pair)
             assert relation != other_relation or tuple(pair) != tuple(other_pair)
 
 
-def test_distinct_refuses_what_a_caption_would_not_tell_apart(scenes):
+def test_distinct_refuses_scenes_that_captions_do_not_distinguish(scenes):
     scene = next(scene for scene in scenes['test'] if len(scene.items) == 4 and scene.relation == 'above')
     register = Distinct()
     assert register.accepts(scene)
@@ -234,15 +235,15 @@ def test_many_test_captions_are_one_word_apart(folder):
     rows = read(folder / 'retrieval_test.json')
     captions = [(caption.split(), i) for i, row in enumerate(rows) for caption in row['caption']]
 
-    def near(words, owner):
+    def is_one_word_apart(words, owner):
         return any(
             owner != other
-            and len(words) == len(theirs)
-            and sum(a != b for a, b in zip(words, theirs, strict=True)) == 1
-            for theirs, other in captions
+            and len(words) == len(other_words)
+            and sum(a != b for a, b in zip(words, other_words, strict=True)) == 1
+            for other_words, other in captions
         )
 
-    share = sum(near(*caption) for caption in captions) / len(captions)
+    share = sum(is_one_word_apart(*caption) for caption in captions) / len(captions)
     assert share > 0.5
     assert one_word_apart([' '.join(words) for words, _ in captions], [i for _, i in captions]) == share
     assert read(folder / 'world.json')['test_captions_one_word_apart'] == round(share, 4)
@@ -260,7 +261,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_configurations_fit_the_world(folder, name):
+def test_configurations_fit_the_dataset(folder, name):
     config, unused = resolve(CONFIGS[name], read_yaml(f'configs/shapes/{name}.yaml'), name)
     assert not unused and config['bert_config']['vocab_size'] == len(vocabulary())
     files = [file for key in ('train_file', 'val_file', 'test_file') for file in config.get(key) or []]

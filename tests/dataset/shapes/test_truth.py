@@ -1,34 +1,23 @@
-"""The demo world says what its pictures show: pixels, statements and questions, each against a reading of its own."""
+"""The texts of the synthetic dataset are true of its images: captions, statements and questions."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dataset.shapes import make_world
 from dataset.shapes.captions import plural
 from dataset.shapes.drawing import IMAGE_SIDE, RGB, draw, shape_mask
 from dataset.shapes.layout import GAP
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import CONVERSE, SHAPES, SPLITS
 from dataset.shapes.vqa import ANSWERS
+from tests.dataset.shapes.tools import SCENE_COUNTS, VQA, read
 
-SIZES_OF_WORLD = {'train': 60, 'val': 20, 'test': 40}
 NLVR = {'train': 'nlvr_train.json', 'dev': 'nlvr_dev.json', 'test': 'nlvr_test.json'}
-VQA = ('vqa_train.json', 'vqa_val.json', 'vqa_test_annotated.json')
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp('world')
-    make_world(out, seed=0, sizes=SIZES_OF_WORLD)
-    return out
 
 
 @pytest.fixture(scope='module')
@@ -38,29 +27,25 @@ def scenes():
 
 @pytest.fixture(scope='module')
 def scene_of():
-    """{image path: scene} of the small world."""
+    """{image path: scene} of the small dataset."""
     return {
         f'images/{split}/{number:05d}.jpg': scene
-        for split, count in SIZES_OF_WORLD.items()
+        for split, count in SCENE_COUNTS.items()
         for number, scene in enumerate(draw_scenes(split, count, seed=0))
     }
 
 
-def read(path):
-    return json.loads(Path(path).read_text())
-
-
-# ---- the pictures ----
+# ---- the images ----
 
 
 def coverage(scene, i, solid=False):
-    """[side, side] bool: where item i of a scene lies; `solid` counts the hole of a ring."""
+    """[side, side] bool, the pixels of item i of a scene. solid: including the hole of a ring."""
     item, place = scene.items[i], scene.places[i]
-    whole = np.zeros((IMAGE_SIDE, IMAGE_SIDE), bool)
-    rows, columns = (slice(centre - place.radius, centre + place.radius + 1) for centre in (place.y, place.x))
+    mask = np.zeros((IMAGE_SIDE, IMAGE_SIDE), bool)
+    rows, columns = (slice(center - place.radius, center + place.radius + 1) for center in (place.y, place.x))
     shape = 'circle' if solid and item.shape == 'ring' else item.shape
-    whole[rows, columns] = np.asarray(shape_mask(shape, place.radius)) > 127
-    return whole
+    mask[rows, columns] = np.asarray(shape_mask(shape, place.radius)) > 127
+    return mask
 
 
 def grown(mask, pixels):
@@ -77,7 +62,7 @@ def bounds(mask, axis):
     return found[0], found[-1]
 
 
-def test_what_is_said_is_what_is_seen(scenes):
+def test_relations_are_visible(scenes):
     for scene in [scene for split in SPLITS for scene in scenes[split]]:
         masks = [coverage(scene, i, solid=True) for i in range(len(scene.items))]
         rows, columns = ([bounds(mask, axis) for mask in masks] for axis in (1, 0))
@@ -95,14 +80,14 @@ def test_what_is_said_is_what_is_seen(scenes):
                 assert not (grown(masks[i], GAP // 2) & masks[j]).any()
 
 
-def test_a_flipped_picture_is_the_picture_of_the_flipped_scene(scenes):
+def test_a_flipped_image_is_the_image_of_the_flipped_scene(scenes):
     for scene in scenes['train'][:60]:
         flipped = replace(scene, places=tuple(p._replace(x=IMAGE_SIDE - 1 - p.x) for p in scene.places))
         assert ImageOps.mirror(draw(scene)).tobytes() == draw(flipped).tobytes()
 
 
-def test_colours_survive_jpeg_and_shrinking(folder, scene_of):
-    """Every item is nearest to its own colour, at the 64 pixels that the configurations train at."""
+def test_colors_survive_jpeg_and_shrinking(folder, scene_of):
+    """Every item is nearest to its own color at 64 pixels, the resolution of the configurations."""
     palette = np.array(list(RGB.values()))
     for image, scene in scene_of.items():
         with Image.open(folder / image) as file:
@@ -114,42 +99,44 @@ def test_colours_survive_jpeg_and_shrinking(folder, scene_of):
                 seen &= ~grown(coverage(scene, 0), 3)
             core = seen.reshape(64, 2, 64, 2).all((1, 3))
             nearest = np.abs(pixels[core][:, None] - palette).sum(2).argmin(1)
-            assert Counter(nearest).most_common(1)[0][0] == list(RGB).index(item.colour), (image, item)
+            assert Counter(nearest).most_common(1)[0][0] == list(RGB).index(item.color), (image, item)
 
 
-# ---- the statements and the questions, each against a reading of its words ----
+# ---- the statements and the questions, each parsed from its words ----
 
 
-def having(scene, words):
-    """Numbers of the items that 'a red object', 'star' or 'red star' may mean."""
+def matching_items(scene, words):
+    """Indices of the items that 'a red object', 'star' or 'red star' may mean."""
     return [
         i
         for i, item in enumerate(scene.items)
-        if set(words.split()) <= {'a', 'an', 'the', 'object', item.colour, item.shape}
+        if set(words.split()) <= {'a', 'an', 'the', 'object', item.color, item.shape}
     ]
+
+
+def count_items(scene, plural_name):
+    """The number of items that 'objects', 'red objects' or 'stars' may mean."""
+    if plural_name.endswith('objects'):
+        return len(matching_items(scene, plural_name.removesuffix('objects')))
+    return len(matching_items(scene, next(shape for shape in SHAPES if plural(shape) == plural_name)))
 
 
 def shows(scene, sight):
     if match := re.fullmatch(r'exactly (\w+) (.*)', sight):
-        noun = (
-            match[2].removesuffix('objects')
-            if 'objects' in match[2]
-            else next(s for s in SHAPES if plural(s) == match[2])
-        )
-        return len(having(scene, noun)) == ['zero', 'one', 'two', 'three', 'four'].index(match[1])
+        return count_items(scene, match[2]) == ['zero', 'one', 'two', 'three', 'four'].index(match[1])
     if sight == 'one object inside another':
         return scene.relation == 'inside'
     if sight == 'two touching objects':
         return scene.relation == 'touching'
     if match := re.fullmatch(r'(an? .*) (above|below|inside|around|touching) (an? .*)', sight):
         return related(scene, match[1], match[2], match[3])
-    return bool(having(scene, sight))
+    return bool(matching_items(scene, sight))
 
 
 def related(scene, first, relation, second):
-    """Both named without doubt, they are the related pair, and this is how."""
-    a, b = having(scene, first), having(scene, second)
-    assert sorted(a + b) == [0, 1], 'a name fits another item, or not the related pair'
+    """Whether two unambiguously named items, which must be the related pair, have this relation."""
+    a, b = matching_items(scene, first), matching_items(scene, second)
+    assert sorted(a + b) == [0, 1], 'a name fits another item, or not one of the related pair'
     return relation == (scene.relation if a == [0] else CONVERSE[scene.relation])
 
 
@@ -186,26 +173,21 @@ def test_statements_come_in_balanced_sets(folder):
 def answer(scene, question):
     """The true answer, from the words of the question."""
     if match := re.fullmatch(r'what color is the (\w+)\?', question):
-        (i,) = having(scene, match[1])
-        return scene.items[i].colour
+        (i,) = matching_items(scene, match[1])
+        return scene.items[i].color
     if match := re.fullmatch(r'what shape is the (\w+) object\?', question):
-        (i,) = having(scene, match[1])
+        (i,) = matching_items(scene, match[1])
         return scene.items[i].shape
     if match := re.fullmatch(r'how many (.*) are there\?', question):
-        noun = (
-            match[1].removesuffix('objects')
-            if 'objects' in match[1]
-            else next(s for s in SHAPES if plural(s) == match[1])
-        )
-        return str(len(having(scene, noun)))
+        return str(count_items(scene, match[1]))
     if match := re.fullmatch(r'is the (.*) above or below the (.*)\?', question):
         return 'above' if related(scene, match[1], 'above', match[2]) else 'below'
     if match := re.fullmatch(r'is the (.*) (above|below|inside|around|touching) the (.*)\?', question):
         return 'yes' if related(scene, *match.groups()) else 'no'
     if match := re.fullmatch(r'is there an? (.*)\?', question):
-        return 'yes' if having(scene, match[1]) else 'no'
+        return 'yes' if matching_items(scene, match[1]) else 'no'
     relation, name = re.fullmatch(r'what is (\w+) the (.*)\?', question).groups()
-    (i,) = having(scene, name)
+    (i,) = matching_items(scene, name)
     assert relation == (scene.relation if i == 1 else CONVERSE[scene.relation])
     return scene.items[1 - i].shape
 

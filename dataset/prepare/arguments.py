@@ -1,0 +1,51 @@
+"""The command-line arguments that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Literal
+
+from dataset.prepare.common import Summary
+from utils.arguments import Parser
+
+OUT_HELP = {'FOLDER': 'folder to write to', 'F.json': 'annotation file to write'}
+
+
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], Summary]) -> Parser:
+    """Add a command that calls `run`, whose docstring is its help: a title, then details. Returns its parser."""
+    title, _, details = run.__doc__.partition('\n\n')
+    parser = commands.add_parser(name, help=title, description=details)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_output_arguments(parser: Parser, out: Literal['FOLDER', 'F.json'], per_image: bool = False) -> None:
+    """The arguments of all commands that write annotation files. per_image: also `--one-row-per-image`."""
+    parser.add_argument('--out', required=True, metavar=out, help=OUT_HELP[out])
+    parser.add_argument(
+        '--image-prefix',
+        default='',
+        metavar='DIR',
+        help='put before each path, so that releases in folders side by side share one image_root (such as coco)',
+    )
+    parser.add_argument(
+        '--exclude',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='leave out the images that these files name: annotation files, Karpathy JSON (its val and test images), '
+        'COCO JSON, or text files with an image, COCO id or Flickr id per line',
+    )
+    if per_image:
+        parser.add_argument(
+            '--one-row-per-image',
+            action='store_true',
+            help='all captions of an image in one row, one of which is drawn at each access (default: one row per '
+            'caption)',
+        )
+
+
+def positive(word: str) -> int:
+    """An argument that is an integer of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 1')
+    return int(word)
