@@ -1,0 +1,1 @@
+"""From annotation files and images to batches: one dataset file per task, and GRIT, which orders the examples."""

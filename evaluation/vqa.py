@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.errors import InputError
 
-PLACES = 4  # of the percentages returned
+PLACES = 4  # of the mean percentages
 ARTICLES = {'a', 'an', 'the'}
 DIGITS = {'none': '0', 'zero': '0', 'one': '1', 'two': '2', 'three': '3', 'four': '4', 'five': '5', 'six': '6',
           'seven': '7', 'eight': '8', 'nine': '9', 'ten': '10'}  # fmt: skip
@@ -77,33 +77,29 @@ def vqa_accuracy_per_question(
 
     InputError if the two do not hold the same question ids, each once.
     """
-    return {question: round(value, PLACES) for question, value in _percent(results, annotations).items()}
-
-
-def vqa_accuracy(results: Iterable[Mapping[str, Any]], annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the official accuracy in percent: {overall, perAnswerType: {...}, perQuestionType: {...}}.
-
-    Arguments and errors are those of `vqa_accuracy_per_question`. Annotations without `answer_type` or `question_type`
-    count in `overall` only. Percentages have 4 decimal places.
-    """
-    annotations = list(annotations)
-    accuracy = _percent(results, annotations)
-    if not accuracy:
-        raise InputError('annotations: there is no question to score')
-    return {
-        'overall': _mean(accuracy.values()),
-        'perAnswerType': _mean_by('answer_type', annotations, accuracy),
-        'perQuestionType': _mean_by('question_type', annotations, accuracy),
-    }
-
-
-def _percent(results: Iterable[Mapping[str, Any]], annotations: Iterable[Mapping[str, Any]]) -> dict[Any, float]:
     predicted = _by_question(results, 'results')
     annotated = _by_question(annotations, 'annotations')
     _check_same(predicted, annotated)
     return {
         question: 100 * _accuracy(_prediction(predicted[question]), _answers(row))
         for question, row in annotated.items()
+    }
+
+
+def vqa_accuracy(results: Iterable[Mapping[str, Any]], annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the official accuracy in percent: {overall, perAnswerType: {...}, perQuestionType: {...}}.
+
+    Arguments and errors are those of `vqa_accuracy_per_question`. Annotations without `answer_type` or `question_type`
+    count in `overall` only. Means are rounded to 4 decimal places.
+    """
+    annotations = list(annotations)
+    accuracy = vqa_accuracy_per_question(results, annotations)
+    if not accuracy:
+        raise InputError('annotations: there is no question to score')
+    return {
+        'overall': _mean(accuracy.values()),
+        'perAnswerType': _mean_by('answer_type', annotations, accuracy),
+        'perQuestionType': _mean_by('question_type', annotations, accuracy),
     }
 
 

@@ -82,7 +82,7 @@ def through_a_file(state):
 
 
 def tensor(value):
-    return torch.from_numpy(np.array(value))
+    return value if torch.is_tensor(value) else torch.from_numpy(np.array(value))
 
 
 def text(ids, mask):

@@ -47,7 +47,7 @@ def test_exempting_by_name():
     assert names_of(model, decayed['params']) == ['visual.embed.weight']
 
 
-@pytest.mark.parametrize('entry', ['embed_pos', 'mp', 'head'])  # a whole component, and a parameter, not a module
+@pytest.mark.parametrize('entry', ['embed_pos', 'mp', 'head'])  # a complete component, and a parameter, not a module
 def test_exempting_nothing_is_an_error(entry):
     with pytest.raises(ValueError, match=f"names '{entry}'"):
         create_optimizer({**SETTINGS, 'no_decay': [entry]}, Model())
@@ -71,7 +71,7 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-def test_a_saved_state_goes_on_bit_for_bit_whatever_kernel_wrote_it(tmp_path):
+def test_a_saved_state_continues_to_the_bit_whichever_kernel_wrote_it(tmp_path):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     twin = copy.deepcopy(model)

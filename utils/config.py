@@ -29,8 +29,6 @@ def read_yaml(path: str | os.PathLike) -> Config:
         value = YAML(typ='safe').load(path)
     except YAMLError as error:
         raise InputError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not UTF-8 text ({error.reason}); save it as UTF-8') from None
     if not isinstance(value, dict):
         raise InputError(f'{path}: must hold a mapping of keys to values')
     return value

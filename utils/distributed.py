@@ -3,7 +3,8 @@
 import argparse
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -39,10 +40,24 @@ def claim_failure() -> bool:
     """Whether this is the first process of the group that fails, and therefore the one to print its error."""
     if _store is None:
         return os.environ.get('RANK', '0') == '0'
+    with _without_stderr():  # torch's own report of a lost connection, with frames of C++
+        try:
+            return _store.add('failures', 1) == 1
+        except RuntimeError:  # the process that hosts the store ended, so it failed first
+            return False
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what libraries write to file descriptor 2."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
-        return _store.add('failures', 1) == 1
-    except RuntimeError:  # the process that hosts the store ended, so it failed first
-        return False
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,7 +1,9 @@
 """How every script and tool ends: one line for an error that the user can correct, a traceback for a bug."""
 
 import errno
+import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -42,6 +44,8 @@ def exit_now(code: int) -> NoReturn:
     if distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        for child in multiprocessing.active_children():  # they share the sockets, which would stay open for seconds
+            child.kill()
         os._exit(code)
     sys.exit(code)
 
@@ -51,7 +55,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, InputError):
         text = str(error)
         if text.startswith('Caught '):  # from a DataLoader worker: its traceback comes before the message
-            text = text.partition(f'{type(error).__name__}: ')[2]
+            text = re.split(rf'^(?:\w+\.)*{type(error).__name__}: ', text, maxsplit=1, flags=re.MULTILINE)[-1]
         return ' '.join(text.split())
     if isinstance(error, OSError) and error.filename is not None:
         return f'{os.fspath(error.filename)!s}: {error.strerror}'

@@ -25,7 +25,7 @@ class EpochPlan:
     before left out.
 
     gather: from a tensor to the list of every rank's tensor (lengths may differ). The methods that set an order are
-    collectives. A rank stores 8 D / W bytes. `set_random_order`, `set_order`, `global_order` and
+    collectives. A rank stores 8 D / W bytes. `set_random_order`, `set_order` and
     `set_grit_order(across_ranks=True)` hold a few arrays of 8 D bytes for a moment; plain `set_grit_order` holds
     nothing that grows with D.
     """
@@ -57,7 +57,7 @@ class EpochPlan:
         self._distribute(torch.randperm(self.dataset_size, generator=generator_for('random epoch', self.seed, epoch)))
 
     def set_order(self, order: Tensor) -> None:
-        """An epoch in a given order of all ranks, rank after rank: [n] int64, as `global_order` returns it.
+        """An epoch in a given order of all ranks: [n] int64, rank after rank, then the examples that are left out.
 
         An order from another program may repeat examples and miss others. The first occurrence stays at its position,
         missing examples take the positions of repeated ones, and those still missing are appended.
@@ -87,10 +87,6 @@ class EpochPlan:
         displaced = order[: len(self.left_out)].clone()
         order[: len(displaced)] = self.left_out
         self.order, self.left_out = order, displaced
-
-    def global_order(self) -> tuple[Tensor, Tensor]:
-        """-> (order [W * S * N] of all ranks, one after another; left_out [R] of all)."""
-        return torch.cat(self._gathered(self.order)), torch.cat(self._gathered(self.left_out))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's plan: tensors and plain numbers."""

@@ -13,7 +13,7 @@ def test_official_vqa_accuracy():
     results, annotations = reference['results'], reference['annotations']
     assert vqa_accuracy(results, annotations) == reference['accuracy']
     per_question = vqa_accuracy_per_question(results, annotations)
-    assert {str(question): value for question, value in per_question.items()} == reference['per_question']
+    assert {str(question): round(value, 4) for question, value in per_question.items()} == reference['per_question']
     shuffled = results[::-1]
     assert vqa_accuracy(shuffled, annotations) == reference['accuracy']
 

@@ -94,6 +94,7 @@ def test_captions_of_one_image_are_positives_and_never_negatives(tiny_tokenizer,
     image, texts, _ = batch_of(reference)
     idx = torch.tensor([7, 3, 7, 3, 9, 7])
     out = model(image, texts, idx=idx)
+    assert len(drawn) == 2  # other texts and other images
     for weights in drawn:
         assert ((weights > 0) == (idx[:, None] != idx[None])).all()
         assert torch.allclose(weights.sum(dim=1), torch.ones(6))
@@ -310,13 +311,13 @@ def test_weights_of_every_origin_load(tiny_tokenizer):
     assert all(torch.equal(loaded[key], start[key]) for key in [*copies, 'image_queue', 'idx_queue'])
     assert set(report.missing) == {key for key in state if key not in online and not key.endswith('position_ids')}
     assert report.unexpected == ['text_encoder.cls.predictions.bias']
-    # ALBEF: it brings its copies; its queue is dropped, which is reported. At another resolution both position embeddings are
-    # resized.
+    # ALBEF: its copies are loaded, its queue is dropped, which is reported. Position embeddings of another resolution
+    # are resized in both encoders.
     loaded, start, report = load(as_pretraining(state, momentum=True), image_res=96)
     assert report.resized == ['visual_encoder.pos_embed', 'visual_encoder_m.pos_embed']
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies] if 'pos_embed' not in key)
     assert torch.equal(loaded['image_queue'], start['image_queue'])
-    assert 'the queue of the file, 65536 features, is dropped: a new one has 24' in str(report)
+    assert 'the queue of the file, 65536 features, is dropped; a new one has 24' in str(report)
     # Retrieval itself, also without momentum from now on.
     loaded, start, report = load(dict(state))
     assert all(torch.equal(loaded[key], state[key]) for key in [*online, *copies])

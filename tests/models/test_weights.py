@@ -25,7 +25,7 @@ def test_position_embeddings_are_resized_as_officially():
 
 
 def test_checkpoints_of_albef_and_of_another_resolution_load(tiny_tokenizer, tmp_path):
-    """Momentum copies and queues of 65,536 features are not loaded, which is reported; position embeddings are resized."""
+    """Momentum copies and queues of 65,536 features are not loaded but reported; position embeddings are resized."""
     state, albef = reference_state('pretrain'), albef_state()
     del albef['text_encoder.bert.embeddings.position_ids']  # as newer libraries save
     torch.save({'model': albef, 'epoch': 29}, tmp_path / 'albef.pth')
@@ -75,6 +75,16 @@ def test_files_without_weights_are_refused(tmp_path):
         model_state({'epoch': 3}, 'f.pth')
 
 
+SMALL = {
+    'vocab_size': 60,
+    'hidden_size': 32,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'intermediate_size': 64,
+    'max_position_embeddings': 16,
+}
+
+
 @pytest.fixture(scope='module')
 def bert_folder(tmp_path_factory):
     """A folder with a small random BERT as Hugging Face saves it: two layers, no head."""
@@ -83,42 +93,21 @@ def bert_folder(tmp_path_factory):
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('bert')
-    BertModel(
-        TheirConfig(
-            vocab_size=60,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=16,
-            initializer_range=0.2,
-        )
-    ).save_pretrained(folder)
+    BertModel(TheirConfig(**SMALL, initializer_range=0.2)).save_pretrained(folder)
     return folder
 
 
 def test_text_layers_equal_those_of_transformers(bert_folder):
-    """The text mode of our encoder on Hugging Face weights gives Hugging Face's states; what only we have is
-    reported."""
+    """With Hugging Face weights the text mode of our encoder gives their states; layers that only we have are
+    reported.
+    """
     from transformers import BertModel
 
-    ours = create_bert(
-        BertConfig(
-            vocab_size=60,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=16,
-            fusion_layer=2,
-            encoder_width=8,
-        ),
-        head=True,
-    )
+    shape = SMALL | {'num_hidden_layers': 3}
+    ours = create_bert(BertConfig(**shape, fusion_layer=2, encoder_width=8), head=True)
     report = load_bert(ours, str(bert_folder))
-    assert any('crossattention' in key for key in report.missing) and any(
-        key.startswith('cls.') for key in report.missing
-    )
+    assert any('crossattention' in key for key in report.missing)
+    assert any(key.startswith('cls.') for key in report.missing)
     assert 'layers loaded: 2 of 3' in str(report)
     theirs = BertModel.from_pretrained(bert_folder, attn_implementation='eager').eval()
     ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
@@ -130,18 +119,7 @@ def test_text_layers_equal_those_of_transformers(bert_folder):
 
 
 def test_bert_of_another_width_is_refused(bert_folder):
-    other = create_bert(
-        BertConfig(
-            vocab_size=60,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=16,
-            fusion_layer=1,
-            encoder_width=8,
-        )
-    )
+    other = create_bert(BertConfig(**SMALL | {'hidden_size': 16}, fusion_layer=1, encoder_width=8))
     with pytest.raises(ValueError, match='embeddings.word_embeddings.weight .* instead of'):
         load_bert(other, str(bert_folder))
 

@@ -1,6 +1,6 @@
-"""Figures of the official programs on tiny random models, float32 on a CPU, eval mode.
+"""Numbers of the official programs with tiny random models, float32 on a CPU, eval mode.
 
-The archives hold numbers only. To stay small, an array that several archives share is stored in one of them; the
+The archives contain only numbers. To stay small, an array that several archives share is stored in one of them; the
 entry `same` of the others says where: {key: "archive:key"}.
 """
 

@@ -89,7 +89,6 @@ def test_eval_ema_needs_distillation():
     assert resolve('nlvr', config | {'eval_ema': True, 'distill': True}, 'NLVR.yaml')[0]['eval_ema'] is True
 
 
-@pytest.mark.slow
 def test_the_module_prints_a_table_of_every_key():
     code, out, err = run_python(['-m', 'utils.config'])
     assert (code, err) == (0, '')

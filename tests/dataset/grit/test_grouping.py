@@ -171,7 +171,7 @@ def test_queue_draws_only_from_its_generator():
 
 
 def test_grouping_never_waits_for_a_gpu():
-    # Tensors on the meta device have no values: whatever asks for one fails, as it would have to wait on a GPU.
+    # Tensors on the meta device have no values: so reading one, which would wait for a GPU, fails.
     image_feat, text_feat = (feat.to('meta') for feat in features(70))
     order = group_queue(image_feat, text_feat, 16, generator_for(0))
     assert order.shape == (70,) and order.is_meta
