@@ -74,7 +74,8 @@ def score_split(
 ) -> Scores:
     """Rank a split by ITC, and re-rank the `k` best candidates of every image and of every text by ITM.
 
-    images, texts, store: this rank's shard, see `encode`. title, every: of a progress bar. Dropout is off. A collective.
+    images, texts, store: this rank's shard, see `encode`. title, every: of the progress bar. Dropout is off.
+    A collective.
     """
     training = model.training
     model.eval()

@@ -17,7 +17,7 @@ from dataset.samplers import ShardBatches
 from engine import TrainingRun
 from evaluation.nlvr import nlvr_consistency
 from tests.helpers import differing, read_lines, read_log, read_pth, read_rows, state_of_run, weights, write_rows
-from tests.processes import KILLED, DieAt, check_run, launch, run, tail
+from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.tiny import arguments
 
 DISTILL = ('distill=true', 'alpha=0.4', 'momentum=0.9')
@@ -141,12 +141,13 @@ def test_more_processes_than_batches(shapes, tmp_path, tuned):
     assert len(read_lines(tmp_path / 'out' / 'result' / 'nlvr_val.jsonl')) == 2
 
 
-@pytest.mark.slow
-def test_two_processes_with_the_launcher(shapes, tmp_path, assigned):
+def test_two_processes_with_workers(shapes, tmp_path, assigned):
     settings = ('schedular.epochs=1', 'num_workers=1')
-    out = launch('NLVR.py', arguments('nlvr', shapes, tmp_path, *settings, flags=['--checkpoint', str(assigned)]))
-    assert [record['epoch'] for record in read_log(tmp_path)] == [0]
-    assert '3 steps per epoch' in out  # 124 statements in batches of 16 on two processes
+    argv = arguments('nlvr', shapes, tmp_path / 'out', *settings, flags=['--checkpoint', str(assigned)])
+    check_run(NLVR.main, argv, tmp_path / 'log', 2)
+    assert [record['epoch'] for record in read_log(tmp_path / 'out')] == [0]
+    printed = tail(tmp_path / 'log', lines=1000)
+    assert '3 steps per epoch' in printed  # 124 statements in batches of 16 on two processes
 
 
 # ---- resumption ----

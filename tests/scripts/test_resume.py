@@ -26,7 +26,7 @@ POINTS = {
     'while grouping': (dataset.grit.collector, 'group_queue', lambda steps: -(-steps // 4), False),  # queues of 16
     'while writing a checkpoint': (os, 'fsync', lambda steps: steps // 4 + 1, False),
     'between checkpoint and log': (utils.checkpoint, 'write_log', lambda steps: 1, False),
-    'after dropping what is superfluous': (utils.checkpoint, 'prune_checkpoints', lambda steps: 1, True),
+    'after pruning checkpoints': (utils.checkpoint, 'prune_checkpoints', lambda steps: 1, True),
 }
 
 

@@ -9,7 +9,7 @@ import Retrieval
 from engine import TrainingRun
 from evaluation import retrieval_recall
 from tests.helpers import differing, read_log, read_pth, read_rows, weights, write_rows
-from tests.processes import KILLED, DieAt, check_run, launch, run, tail
+from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.reference import load_reference
 from tests.tiny import arguments
 from utils import distributed
@@ -125,8 +125,7 @@ def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(shapes, be
     assert (i2t > -100).sum(dim=1).eq(5).all() and (t2i > -100).sum(dim=1).eq(5).all()
 
 
-@pytest.mark.slow
-def test_a_launcher_gives_the_metrics_of_one_process(shapes, best, tmp_path):
+def test_two_processes_give_the_metrics_of_one(shapes, best, tmp_path):
     """The single process may use more threads, which must not matter."""
     folders = tmp_path / 'one', tmp_path / 'two'
     argvs = [evaluating(shapes, folder, best, 'batch_size_test=4') for folder in folders]
@@ -134,7 +133,7 @@ def test_a_launcher_gives_the_metrics_of_one_process(shapes, best, tmp_path):
     torch.set_num_threads(2)
     Retrieval.main(argvs[0])
     torch.set_num_threads(threads)
-    launch('Retrieval.py', argvs[1])
+    check_run(Retrieval.main, argvs[1], tmp_path / 'log', 2)
     assert read_log(folders[0]) == read_log(folders[1]) and len(read_log(folders[0])) == 1
 
 
