@@ -100,7 +100,7 @@ def main(argv=None):
         initialize(model, args, config)
     model = to_device(model, device, config)
 
-    # GRIT's queues, and how similar the neighbours in the batches were.
+    # GRIT's queues, and how similar the neighbors in the batches were.
     collector = GritCollector(config['queue_size'], config['search_space'], args.seed, distributed.rank())
     similarity = BatchSimilarity()
     run = TrainingRun(

@@ -6,6 +6,7 @@ ITC ranks all texts for every image and all images for every text; ITM re-ranks 
         --config ./configs/Retrieval_coco.yaml --output_dir output/Retrieval_coco/ --checkpoint [Pretrained checkpoint]
 """
 
+import os
 import time
 from functools import partial
 
@@ -39,10 +40,10 @@ def score(model, dataset, loader, config, device):
     bad = []
     images = images_of(loader, f'{dataset.split}: encoding', config, device, bad)
     with one_thread(device), autocast(device, config):
-        title = f'{dataset.split}: re-ranking' if config['k_test'] else None
+        title = f'{dataset.split}: re-ranking'
         scores = score_split(unwrap(model), images, texts, config['k_test'], store, title, config['print_freq'])
     print_gathered(bad)
-    return scores if config['k_test'] else scores._replace(i2t=scores.sim_i2t, t2i=scores.sim_i2t.t())
+    return scores
 
 
 def images_of(loader, title, config, device, bad):
@@ -118,8 +119,8 @@ def check_arguments(args, config):
     """Refuse before any work what cannot succeed."""
     if args.copy_init and not config['use_momentum']:
         raise InputError('--copy_init: there is no momentum model to copy to; drop the flag or set use_momentum: true')
-    if args.page and not args.evaluate:
-        raise InputError('--page: needs --evaluate')
+    if args.page and (not args.evaluate or os.path.isdir(args.page)):
+        raise InputError(f'--page {args.page}: needs --evaluate and the name of a file')
     if args.evaluate and not (config['val_file'] or config['test_file']):
         raise InputError('--evaluate: the configuration has neither val_file nor test_file')
     if not args.evaluate and not config[f'{args.select_on}_file']:

@@ -62,8 +62,7 @@ def predict(model, questions, loader, answers, config, device):
 
 
 def evaluate(model, splits, answers, epoch, config, device, folder, all_splits):
-    """Answer the questions of the splits that have true answers, or of `all_splits`; write the answers, score them if
-    possible.
+    """Answer the questions of the splits with true answers, with `all_splits` of every split; write and score them.
 
     Returns on every rank the metrics for log.txt: {val_overall: percent, ...} (a collective).
     """
@@ -106,7 +105,9 @@ def initialize(model, args):
     if args.evaluate:
         raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     print_rank0(load_bert(model.text_encoder, args.text_encoder))
-    print_rank0(load_bert(model.text_decoder, args.text_decoder or args.text_encoder, 'answer decoder'))
+    option = '--text_decoder' if args.text_decoder else '--text_encoder'
+    name = args.text_decoder or args.text_encoder
+    print_rank0(load_bert(model.text_decoder, name, 'answer decoder', option))
     print_rank0('image encoder: random weights; give a pre-training checkpoint with --checkpoint')
     model.copy_momentum()
     return 0
@@ -115,9 +116,10 @@ def initialize(model, args):
 def check_splits(splits, args):
     """Refuse before any work splits that cannot be evaluated."""
     for name, (questions, _) in splits.items():
-        print_rank0(f'{len(questions)} {name} questions, {len(questions.annotated)} of them with answers')
+        print_rank0(f'{len(questions.annotated)} of the {name} questions have answers')
         if name == 'val' and not questions.annotated:
             raise InputError('val_file: no row has answers, so nothing can be validated; give the file as test_file')
+        questions.check_annotated()
     if args.evaluate and not splits:
         raise InputError('--evaluate: the configuration has neither val_file nor test_file')
 

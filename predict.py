@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from dataset.text import pre_question
-from dataset.tokens import tokenize
+from dataset.tokens import tokenize_untruncated
 from dataset.transforms import eval_transform
 from dataset.vqa_dataset import TEST_WORDS, AnswerList, read_answer_list
 from models import create_model
@@ -52,8 +52,9 @@ def answer(args: argparse.Namespace) -> None:
     load_vqa(model, state, args.checkpoint)
     model.to(device)
     image = eval_transform(config)(args.image)[None].to(device)
+    positions = config['bert_config'].get('max_position_embeddings', 512)
     for question in args.question:
-        text = tokenize(tokenizer, [pre_question(question, TEST_WORDS)]).to(device)
+        text = tokenize_untruncated(tokenizer, [pre_question(question, TEST_WORDS)], positions).to(device)
         with autocast(device, config):
             ids, probabilities = model.rank_answers(image, text, answers.tokens.to(device), config['k_test'])
         print(question)

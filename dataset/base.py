@@ -81,6 +81,8 @@ class EvalSet(Dataset):
     Legend: B rows, R image resolution.
     """
 
+    unit = 'images'  # what a row is called in messages
+
     def __init__(self, config: Mapping[str, Any], split: str, kind: str):
         self.split, self.table = split, load_annotations(config[f'{split}_file'], kind, config['annotation_cache'])
         self.on_bad_image, self.resolution = config['on_bad_image'], config['image_res']
@@ -139,9 +141,9 @@ class BadImages:
             self._write([self.reasons], name)
             raise InputError(
                 f'{len(self.reasons)} of about {self.shard_size:.0f} images cannot be read, more than '
-                f'{ALLOWED_SHARE:.0%}, '
-                f'such as {next(iter(self.reasons.values()))}; {self.folder}/{name} lists them, and '
-                '`python -m dataset.prepare check` makes an annotation file without them'
+                f'{ALLOWED_SHARE:.0%}, such as {next(iter(self.reasons.values()))}; '
+                f'{self.folder}/{name} lists them, and `python -m dataset.prepare check` makes an annotation file '
+                'without them'
             )
 
     def write(self) -> None:
@@ -175,6 +177,5 @@ def require_images(table: Annotations, paths_of: Callable[[dict], list[str]], ke
         file, row = table.source(found[0][0])
         raise MissingFileError(
             f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked for; set {key} '
-            'to the '
-            "folder that the annotations' paths start from"
+            'to the folder that the paths of the annotations start from'
         )

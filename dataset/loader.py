@@ -11,6 +11,7 @@ from dataset.images import worker_init
 from dataset.samplers import ShardBatches
 from dataset.tokens import Text
 from utils import distributed
+from utils.log import print_rank0
 
 ON_HOST = ('index', 'requested')  # which rows a batch holds: read on the CPU, so that nothing waits for the device
 
@@ -35,8 +36,7 @@ def create_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, d
 def evaluation_splits(
     config: Mapping[str, Any], make: Callable[[str], EvalSet], batch_size: int, device: torch.device
 ) -> dict[str, tuple[EvalSet, DataLoader]]:
-    """{'val': (dataset, loader), 'test': ...} for the files that the configuration names; a loader yields this rank's
-    shard.
+    """{'val': (dataset, loader), 'test': ...} for the files of the configuration; a loader yields this rank's shard.
 
     make: the dataset of a split by its name.
     """
@@ -46,6 +46,7 @@ def evaluation_splits(
             dataset = make(name)
             shard = ShardBatches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
             splits[name] = dataset, create_loader(dataset, shard, config['num_workers'], device)
+            print_rank0(f'{len(dataset)} {dataset.unit} in {name}')
     return splits
 
 

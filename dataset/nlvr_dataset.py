@@ -72,6 +72,8 @@ class NLVRDataset(TrainingSet):
 class NLVREvalDataset(EvalSet):
     """The rows of a split. A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, bad."""
 
+    unit = 'statements'
+
     def __init__(self, config: Mapping[str, Any], split: str, tokenizer):
         super().__init__(config, split, 'nlvr')
         self.root, self.tokenize = config['image_root'], StatementTokenizer(config, tokenizer)

@@ -87,6 +87,8 @@ class VQAEvalDataset(EvalSet):
     A batch: image [B, 3, R, R] float32, question (`Text`, [B, S]), index [B] int64, bad.
     """
 
+    unit = 'questions'
+
     def __init__(self, config: Mapping[str, Any], split: str, tokenizer):
         super().__init__(config, split, 'vqa')
         self.roots, self.tokenizer = image_roots(config), tokenizer
@@ -105,8 +107,11 @@ class VQAEvalDataset(EvalSet):
         return super().collate(examples) | {'question': tokenize_untruncated(self.tokenizer, questions, self.positions)}
 
     def annotated_rows(self) -> list[dict[str, Any]]:
-        """The rows that have answers. InputError for one that cannot be scored."""
-        rows = []
+        """The rows that have answers."""
+        return [self.table[index] for index in self.annotated]
+
+    def check_annotated(self) -> None:
+        """InputError for a row with answers that cannot be scored."""
         for index in self.annotated:
             row = self.table[index]
             count = len(row['answer']) if isinstance(row['answer'], list) else 1
@@ -116,8 +121,6 @@ class VQAEvalDataset(EvalSet):
                     f'{file}: row {number} has {count} answer(s), with which the official accuracy cannot reach 100 %; '
                     'give it ten, or repeat a single answer ten times'
                 )
-            rows.append(row)
-        return rows
 
 
 def image_roots(config: Mapping[str, Any]) -> dict[str, str]:
@@ -158,7 +161,7 @@ def read_answer_list(path: str) -> list[str]:
     except ValueError as error:
         raise InputError(f'answer_list: {path} is not valid JSON: {error}') from None
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise InputError(f'answer_list: {path} must hold a list of strings, one or more')
+        raise InputError(f'answer_list: {path} must contain a list of strings, one or more')
     return answers
 
 

@@ -38,7 +38,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise MissingFileError(f'{path} does not exist; give the output folder of a run')
     entries = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path} is not UTF-8 text ({error.reason}); it is not the log of a run') from None
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:

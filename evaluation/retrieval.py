@@ -5,6 +5,7 @@ Legend: NI images, NT texts, N queries (rows), M candidates (columns), C the mos
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,10 @@ ROWS = 1024  # queries ranked at a time: limits the memory to a few [1024, M] ma
 
 
 def retrieval_recall(
-    score_i2t, score_t2i, txt2img: Mapping[int, int], img2txt: Mapping[int, Sequence[int]]
+    score_i2t: Tensor | np.ndarray,
+    score_t2i: Tensor | np.ndarray,
+    txt2img: Mapping[int, int],
+    img2txt: Mapping[int, Sequence[int]],
 ) -> dict[str, float]:
     """Return recall at 1, 5 and 10 in percent: `txt_*` ranks texts for images, `img_*` images for texts.
 
@@ -52,7 +56,7 @@ def _check_scores(score_i2t: Tensor, score_t2i: Tensor) -> None:
     for name, scores in (('score_i2t', score_i2t), ('score_t2i', score_t2i)):
         bad = torch.isnan(scores).any(dim=1).nonzero()
         if len(bad):
-            raise InputError(f'{name} holds NaN in {len(bad)} of {len(scores)} rows, first in row {int(bad[0])}')
+            raise InputError(f'{name} contains NaN in {len(bad)} of {len(scores)} rows, first in row {int(bad[0])}')
 
 
 def _correct_candidates(

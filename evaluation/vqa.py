@@ -75,7 +75,7 @@ def vqa_accuracy_per_question(
     results: rows {question_id, answer}. annotations: rows {question_id, answers}, where answers are strings or mappings
     with `answer`, as in the official files; an annotation file's rows with a list under `answer` do as well.
 
-    InputError if the two do not hold the same question ids, each once.
+    InputError if the two do not have the same question ids, each once.
     """
     predicted = _by_question(results, 'results')
     annotated = _by_question(annotations, 'annotations')

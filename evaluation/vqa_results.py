@@ -15,8 +15,7 @@ Row = Mapping[str, Any]
 
 
 def check_results(results: Sequence[Row], question_ids: Sequence[int | str]) -> None:
-    """InputError unless every question is answered exactly once, in order, by a string, as the official server
-    requires.
+    """InputError unless every question has exactly one answer, a string, in order, as the official server requires.
 
     results: [{question_id, answer}]. question_ids: those of the split.
     """

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from models.inputs import SpecialTokens
 from utils.config import model_settings
 from utils.config_keys import TASKS
 from utils.errors import InputError
@@ -19,7 +20,7 @@ CLASSES = {
 }
 
 
-def create_model(task: str, config: Mapping[str, Any], tokenizer) -> nn.Module:
+def create_model(task: str, config: Mapping[str, Any], tokenizer: SpecialTokens) -> nn.Module:
     """A model with random weights.
 
     task: pretrain | retrieval | nlvr_pretrain | nlvr | vqa.

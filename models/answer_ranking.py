@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.inputs import TokenBatch
 from models.xbert import BertModel, BertWithHead, PredictionHead
 from utils.errors import InputError
 
@@ -20,7 +21,13 @@ CHUNK = 32  # candidates of a question that are scored together
 
 @torch.no_grad()
 def rank_answers(
-    decoder: BertWithHead, states: Tensor, mask: Tensor, answers, k: int, pad: int, first_token_once: bool = False
+    decoder: BertWithHead,
+    states: Tensor,
+    mask: Tensor,
+    answers: TokenBatch,
+    k: int,
+    pad: int,
+    first_token_once: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k best answers of each question, best first: (ids [B, k] int64, probabilities [B, k], which sum to 1).
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses
+from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import copy_to_momentum, update_momentum
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
@@ -24,7 +25,7 @@ class NLVRModel(nn.Module):
     are soft targets; call `copy_momentum` after weights are loaded.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.visual_encoder, self.text_encoder, self.cls_head = create_parts(config)
         self.distill, self.momentum = config['distill'], config['momentum']
@@ -35,13 +36,18 @@ class NLVRModel(nn.Module):
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
     def forward(
-        self, images: Tensor, text, targets: Tensor | None = None, alpha: float = 0.0, use_momentum: bool = False
+        self,
+        images: Tensor,
+        text: TokenBatch,
+        targets: Tensor | None = None,
+        alpha: float = 0.0,
+        use_momentum: bool = False,
     ) -> Tensor:
         """The logits of (false, true), [B, 2], or with targets the loss.
 
-        images: [2B, 3, R, R], the left images and then the right ones. text: `input_ids` and `attention_mask`, both [B,
-        L]. targets: [B] int64, 1 if the statement is true. alpha: with `distill`, the weight of the momentum copy's
-        predictions in the target. use_momentum: return the logits of the momentum copy.
+        images: [2B, 3, R, R], the left images and then the right ones. text: [B, L]. targets: [B] int64, 1 if the
+        statement is true. alpha: with `distill`, the weight of the momentum copy's predictions in the target.
+        use_momentum: return the logits of the momentum copy.
         """
         if targets is None:
             return self.momentum_logits(images, text) if use_momentum else self.logits(images, text)
@@ -55,10 +61,10 @@ class NLVRModel(nn.Module):
             loss = (1 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, soft_targets)
         return loss
 
-    def logits(self, images: Tensor, text) -> Tensor:
+    def logits(self, images: Tensor, text: TokenBatch) -> Tensor:
         return classify(images, text, self.visual_encoder, self.text_encoder, self.cls_head)
 
-    def momentum_logits(self, images: Tensor, text) -> Tensor:
+    def momentum_logits(self, images: Tensor, text: TokenBatch) -> Tensor:
         return classify(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m)
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -83,7 +89,9 @@ def create_parts(config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, nn.Mo
     return create_vit(config['image_res'], config['vit']), create_two_image_bert(bert_config), head
 
 
-def classify(images: Tensor, text, visual_encoder: nn.Module, text_encoder: nn.Module, cls_head: nn.Module) -> Tensor:
+def classify(
+    images: Tensor, text: TokenBatch, visual_encoder: nn.Module, text_encoder: nn.Module, cls_head: nn.Module
+) -> Tensor:
     """Logits of (false, true): images [2B, 3, R, R], text [B, L] -> [B, 2], in float32."""
     image_embeds = visual_encoder(images)  # [2B, P, Dv]
     memory = project_pairs(text_encoder, image_embeds, lambda states: states.chunk(2))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses
+from models.inputs import SpecialTokens, TokenBatch
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
 
@@ -24,7 +25,7 @@ class PretrainModel(nn.Module):
     config: see `create_model`. tokenizer: `pad_token_id`, `cls_token_id` and `mask_token_id` are read.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.visual_encoder = create_vit(config['image_res'], config['vit'])
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
@@ -43,7 +44,7 @@ class PretrainModel(nn.Module):
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.bert.grad_checkpointing = config['grad_checkpointing']
 
-    def forward(self, image: Tensor, text, image_key: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, text: TokenBatch, image_key: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of one batch.
 
         image: [B, 3, R, R]. text: `input_ids` and `attention_mask`, both [B, L]. image_key: [B] int64, equal if two

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses
+from models.inputs import SpecialTokens, TokenBatch
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
 from models.xbert import BertConfig
@@ -27,7 +28,7 @@ class TextAssignmentModel(nn.Module):
     are not trained; they stay in the state dict, as officially.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.visual_encoder = create_vit(config['image_res'], config['vit'])
         bert_config = BertConfig.from_mapping(config['bert_config'])
@@ -41,7 +42,7 @@ class TextAssignmentModel(nn.Module):
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
-    def forward(self, image: Tensor, text, image_key: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, text: TokenBatch, image_key: Tensor | None = None) -> Tensor:
         """The loss of one batch.
 
         image: [B, 3, R, R]. text: `input_ids` and `attention_mask`, both [B, L]. image_key: [B] int64, equal if two

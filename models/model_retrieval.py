@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses, rerank
+from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import copy_to_momentum, update_momentum
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
@@ -25,7 +26,7 @@ class RetrievalModel(nn.Module):
     adds candidates to ITC; the momentum encoders start as copies, until other weights are loaded.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
         self.visual_encoder, self.vision_proj, self.text_encoder, self.text_proj = self._encoders(config)
@@ -67,7 +68,7 @@ class RetrievalModel(nn.Module):
         if self.use_momentum:
             copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image: Tensor, text, idx: Tensor, alpha: float = 0.0) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, text: TokenBatch, idx: Tensor, alpha: float = 0.0) -> dict[str, Tensor]:
         """The losses of one batch; if gradients are enabled, momentum encoders and queue are updated.
 
         image: [B, 3, R, R]. text: `input_ids` and `attention_mask`, both [B, L]. idx: [B] int64, equal if two pairs
@@ -112,7 +113,7 @@ class RetrievalModel(nn.Module):
         return {'loss_itc': loss_itc, 'loss_itm': loss_itm, 'itm_acc': itm_acc, 'no_negative': no_negative}
 
     def momentum_similarities(
-        self, image: Tensor, text, image_feat: Tensor, text_feat: Tensor, idx: Tensor, alpha: float
+        self, image: Tensor, text: TokenBatch, image_feat: Tensor, text_feat: Tensor, idx: Tensor, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Similarities with the momentum features of the batch and of the queue, and their targets.
 
@@ -169,15 +170,17 @@ class RetrievalModel(nn.Module):
         self.idx_queue[:, positions] = idx[-size:]
         self.queue_ptr.copy_((self.queue_ptr + len(idx)) % size)
 
-    def score_matrices(self, images: Iterable[Tensor], texts: Iterable, k: int) -> tuple[Tensor, Tensor]:
+    def score_matrices(self, images: Iterable[Tensor], texts: Iterable[TokenBatch], k: int) -> tuple[Tensor, Tensor]:
         """ITM scores of the `k` best candidates by ITC of every image and of every text.
 
-        images: iterable of batches [b, 3, R, R]. texts: iterable of batches with `input_ids` and `attention_mask` [b,
-        L]. Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU: the logit of "match", -100 where a pair was not scored.
+        images: iterable of batches [b, 3, R, R]. texts: iterable of batches [b, L].
+        Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU: the logit of "match", -100 where a pair was not scored.
         With several processes all have the same batches, and each scores its shard; see `models.rerank`, which
         `Retrieval.py` calls.
         """
         scores = rerank.score_split(self, rerank.shard(images), rerank.shard(texts), k)
+        if not k:
+            return torch.full_like(scores.i2t, rerank.NOT_SCORED), torch.full_like(scores.t2i, rerank.NOT_SCORED)
         return scores.i2t, scores.t2i
 
 

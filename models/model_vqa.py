@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import answer_ranking
+from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import copy_to_momentum, update_momentum
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
@@ -26,7 +27,7 @@ class VQAModel(nn.Module):
     part, which gives soft targets.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokenizer):
+    def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
         if self.bert_config.fusion_layer == self.bert_config.num_hidden_layers:
@@ -60,7 +61,9 @@ class VQAModel(nn.Module):
         """Copy the current weights to the momentum copies, if there are any."""
         copy_to_momentum(self.momentum_pairs())
 
-    def forward(self, image: Tensor, question, answer, k: Tensor, weights: Tensor, alpha: float = 0.0) -> Tensor:
+    def forward(
+        self, image: Tensor, question: TokenBatch, answer: TokenBatch, k: Tensor, weights: Tensor, alpha: float = 0.0
+    ) -> Tensor:
         """The loss of one batch: the sum of each answer's token losses, weighted, divided by the number of questions.
 
         image: [B, 3, R, R]. question: `input_ids` and `attention_mask`, both [B, S]. answer: the same for the answers
@@ -89,8 +92,8 @@ class VQAModel(nn.Module):
     def target_logits(
         self,
         image: Tensor,
-        question,
-        answer,
+        question: TokenBatch,
+        answer: TokenBatch,
         question_index: Tensor,
         targets: Tensor,
         visual_encoder: nn.Module,
@@ -114,7 +117,7 @@ class VQAModel(nn.Module):
         return text_decoder.cls(hidden.flatten(0, 1).index_select(0, targets)).float()
 
     @torch.no_grad()
-    def rank_answers(self, image: Tensor, question, answers, k: int) -> tuple[Tensor, Tensor]:
+    def rank_answers(self, image: Tensor, question: TokenBatch, answers: TokenBatch, k: int) -> tuple[Tensor, Tensor]:
         """The k best answers of a list for each question: (ids [B, k], probabilities [B, k]), best first.
 
         answers: the list, `input_ids` and `attention_mask`, both [A, L]. See `answer_ranking.rank_answers`.
@@ -125,7 +128,7 @@ class VQAModel(nn.Module):
         )
 
 
-def read_question(visual_encoder: nn.Module, text_encoder: nn.Module, image: Tensor, question) -> Tensor:
+def read_question(visual_encoder: nn.Module, text_encoder: nn.Module, image: Tensor, question: TokenBatch) -> Tensor:
     """The states of a question after it attends to its image: [B, 3, R, R], [B, S] -> [B, S, D]."""
     image_embeds = visual_encoder(image)  # [B, P, Dv]
     return text_encoder(question.input_ids, question.attention_mask, memory=text_encoder.project(image_embeds))

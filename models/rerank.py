@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.inputs import TokenBatch
 from utils import distributed
 from utils.log import Progress
 
@@ -66,7 +67,7 @@ def shard(batches: Iterable[Batch]) -> Iterable[Batch]:
 def score_split(
     model: nn.Module,
     images: Iterable[Tensor],
-    texts: Iterable,
+    texts: Iterable[TokenBatch],
     k: int,
     store: torch.device | None = None,
     title: str | None = None,
@@ -74,21 +75,24 @@ def score_split(
 ) -> Scores:
     """Rank a split by ITC, and re-rank the `k` best candidates of every image and of every text by ITM.
 
-    images, texts, store: this rank's shard, see `encode`. title, every: of the progress bar. Dropout is off.
-    A collective.
+    images, texts, store: this rank's shard, see `encode`. k: with 0 `i2t` and `t2i` are ITC's.
+    title, every: of the progress bar. Dropout is off. A collective.
     """
     training = model.training
     model.eval()
     try:
         encoded = encode(model, images, texts, store)
         sim_i2t = encoded.similarities()
-        return Scores(sim_i2t.cpu(), *rerank(model, encoded, sim_i2t, k, title, every))
+        scores = rerank(model, encoded, sim_i2t, k, title, every) if k else (sim_i2t.cpu(), sim_i2t.cpu().t())
+        return Scores(sim_i2t.cpu(), *scores)
     finally:
         model.train(training)
 
 
 @torch.no_grad()
-def encode(model: nn.Module, images: Iterable[Tensor], texts: Iterable, store: torch.device | None = None) -> Encoded:
+def encode(
+    model: nn.Module, images: Iterable[Tensor], texts: Iterable[TokenBatch], store: torch.device | None = None
+) -> Encoded:
     """Encode this rank's batches and gather what all ranks need.
 
     images: iterable of batches [n, 3, R, R]. texts: iterable of batches with `input_ids` and `attention_mask` [n, L].
@@ -151,8 +155,7 @@ def gather_batches(batches: Sequence[Tensor], empty: Tensor) -> tuple[Tensor, li
 def rerank(
     model: nn.Module, encoded: Encoded, sim_i2t: Tensor, k: int, title: str | None = None, every: int = 50
 ) -> tuple[Tensor, Tensor]:
-    """ITM scores of the best candidates by ITC: the `k` best texts of every image, and the `k` best images of every
-    text.
+    """ITM scores of the `k` best candidates by ITC of every image and of every text.
 
     sim_i2t: [NI, NT], the same on every rank. title: of a progress bar, reported every so many images; None for none.
     Returns (i2t [NI, NT], t2i [NT, NI]) on the CPU of every rank, -100 where a pair was not scored.

@@ -53,7 +53,7 @@ def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
 
 
-def local_folder(name: str, what: str, files: Iterable[str]) -> str:
+def local_folder(name: str, what: str, files: Iterable[str], option: str = '--text_encoder') -> str:
     """The folder that a name means: itself, or the local cache of the hub's files, downloaded if needed."""
     if os.path.isdir(name):
         return name
@@ -64,16 +64,18 @@ def local_folder(name: str, what: str, files: Iterable[str]) -> str:
     except Exception as error:  # no network, no such name, not even a possible name: each has its own exception
         reason = str(error).strip().split('\n')[0]
         raise MissingFileError(
-            f'--text_encoder {name}: no such folder, and the {what} could not be downloaded from the Hugging Face hub '
+            f'{option} {name}: no such folder, and the {what} could not be downloaded from the Hugging Face hub '
             f'({reason}); give a folder with its files, or download it once on a machine with a network'
         ) from None
 
 
-def weights_folder(name: str) -> str | None:
+def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
     """The folder with a BERT's config.json and weights for a hub name or a folder; None if a folder has none."""
     if not os.path.isdir(name):
-        folder = local_folder(name, 'weights', ('config.json', WEIGHTS[0]))
-        return folder if _holds(folder, WEIGHTS[:1]) else local_folder(name, 'weights', ('config.json', WEIGHTS[1]))
+        folder = local_folder(name, 'weights', ('config.json', WEIGHTS[0]), option)
+        if _holds(folder, WEIGHTS[:1]):
+            return folder
+        return local_folder(name, 'weights', ('config.json', WEIGHTS[1]), option)
     has_weights = _holds(name, WEIGHTS) and _holds(name, ('config.json',))
     return name if has_weights and AutoConfig.from_pretrained(name).model_type == 'bert' else None
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from models.vit import VIT_B_16, interpolate_pos_embed
+from models.xbert import BertConfig
 from utils.errors import InputError, MissingFileError
 
 State = Mapping[str, Tensor]
 
-# What official checkpoints hold besides tensors and plain values; NumPy's scalars under their names in NumPy 1 and 2.
+# What official checkpoints contain besides tensors and plain values; NumPy's scalars have two names in NumPy 1 and 2.
 _scalar = np.float64(0).__reduce__()[0]
 HARMLESS = [
     OrderedDict,
@@ -64,33 +65,36 @@ def summarize(keys: Iterable[str], most: int = 6) -> str:
     return ', '.join(words[:most]) + (f' and {len(words) - most} more' if len(words) > most else '')
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Everything in a checkpoint file, on the CPU. InputError for a missing file, a damaged file, unsafe content."""
+def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
+    """Everything in a checkpoint file, on the CPU. InputError for a missing file, a damaged file, unsafe content.
+
+    option: the flag or key that names the file, for messages.
+    """
     if not os.path.isfile(path):
-        raise MissingFileError(f'--checkpoint {path}: there is no such file')
+        raise MissingFileError(f'{option} {path}: there is no such file')
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
+        readable = re.search('[a-z]+ [a-z]+', reason) and not isinstance(error, OSError)
         raise InputError(
-            f'--checkpoint {path}: not a readable checkpoint ({reason}); copy or download it again, or, if it '
-            'holds Python objects and you trust it, save only its model and load that'
+            f'{option} {path}: not a readable checkpoint ({reason if readable else "damaged or incomplete"}); copy or '
+            'download it again, or, if it contains Python objects and you trust it, save only its model and load that'
         ) from None
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
     """The model weights in a checkpoint file."""
-    return model_state(read_checkpoint(path), path)
+    return model_state(read_checkpoint(path, option), path, option)
 
 
-def model_state(checkpoint: Any, path: str) -> dict[str, Tensor]:
+def model_state(checkpoint: Any, path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
     """The weights in what `read_checkpoint` returned: under `model`, or the file is the state dict itself."""
     state = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
         raise InputError(
-            f'--checkpoint {path}: has no model weights (a mapping of names to tensors, or such a mapping '
-            'under `model`)'
+            f'{option} {path}: has no model weights (a mapping of names to tensors, or such a mapping under `model`)'
         )
     return {key.removeprefix('module.'): value for key, value in state.items()}
 
@@ -188,8 +192,7 @@ def load_retrieval(model: nn.Module, state: State, source: str) -> Report:
 
 
 def double_fusion_layers(state: State, fusion_layer: int, layers: int) -> State:
-    """The layers of a text encoder for two images: with F = fusion_layer, layer l >= F becomes F + 2 (l - F) and the
-    next.
+    """Rename layers for two images: with F = fusion_layer, layer l >= F becomes F + 2 (l - F) and the next.
 
     state: names without `bert.`. layers: how many there are once doubled. A state that has as many already, or cannot
     have as many, is returned as it is.
@@ -229,9 +232,7 @@ def load_two_images(model: nn.Module, state: State, source: str, missing: Sequen
 
 
 def load_text_assignment(model: nn.Module, state: State, source: str) -> Report:
-    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of text assignment itself, into the text assignment
-    model.
-    """
+    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of text assignment, into the text assignment model."""
     return load_two_images(model, state, source, missing=(r'ta_head\.',))
 
 
@@ -244,6 +245,8 @@ def load_nlvr(model: nn.Module, state: State, source: str, head: bool = False, m
     report = load_two_images(model, state, source, missing=(*MOMENTUM, *(() if head else (r'cls_head\.',))))
     if momentum:
         copies = {key: value for key, value in state.items() if re.match(COPY, key)}
+        if not copies:
+            raise InputError(f'{source} has no momentum copy to evaluate; set eval_ema: false')
         loaded = load_state(model, copies, f'{source}, momentum copy', missing=(rf'(?!{COPY})',)).loaded
         report.loaded += loaded
         report.missing, report.unexpected = (
@@ -299,7 +302,7 @@ def load_vqa(model: nn.Module, state: State, source: str) -> Report:
     return report
 
 
-def with_decoder(state: State, bert_config) -> dict[str, Tensor]:
+def with_decoder(state: State, bert_config: BertConfig) -> dict[str, Tensor]:
     """Names of pre-training -> names of the VQA model.
 
     Fusion layer l is also decoder layer l - `fusion_layer`; the decoder starts with the text encoder's embeddings (a
@@ -323,19 +326,21 @@ def with_decoder(state: State, bert_config) -> dict[str, Tensor]:
     return renamed
 
 
-def load_bert(text_encoder: nn.Module, name: str, part: str = 'text encoder') -> Report | str:
+def load_bert(
+    text_encoder: nn.Module, name: str, part: str = 'text encoder', option: str = '--text_encoder'
+) -> Report | str:
     """Hugging Face BERT weights (hub name or folder) into a BertModel or BertWithHead.
 
     Returns a Report, or a sentence if a folder has only a vocabulary and the weights stay random. Layers that only this
-    model has (cross-attention, fusion layers beyond the file's) stay random and are reported. part: its name in the
-    report.
+    model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
+    part: its name in the report. option: the flag that gives `name`, for messages.
     """
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
 
     from models.tokenization_bert import weights_folder
 
-    folder = weights_folder(name)
+    folder = weights_folder(name, option)
     if folder is None:
         return f'{part}: {name} has no BERT weights, they are random'
     verbosity = logging.get_verbosity()
@@ -347,7 +352,7 @@ def load_bert(text_encoder: nn.Module, name: str, part: str = 'text encoder') ->
         logging.set_verbosity(verbosity)
     state = {key: value for key, value in theirs.state_dict().items() if key not in info['missing_keys']}
     if not any(key.startswith('bert.') for key in state):
-        raise InputError(f'--text_encoder {name}: its weights are not those of a BERT')
+        raise InputError(f'{option} {name}: its weights are not those of a BERT')
     if not hasattr(text_encoder, 'cls'):
         state = {key.removeprefix('bert.'): value for key, value in state.items() if key.startswith('bert.')}
     missing = (r'.*crossattention\.', r'(bert\.)?encoder\.layer\.', r'cls\.')
@@ -383,7 +388,7 @@ def load_deit(visual_encoder: nn.Module, source: bool | str, vit: Mapping[str, A
     else:
         if not os.path.isfile(source):
             raise MissingFileError(f'init_deit: there is no file {source}')
-        state = read_weights(source)
+        state = read_weights(source, 'init_deit')
     state = {f'visual_encoder.{key}': value for key, value in state.items()}
     holder = torch.nn.Module()
     holder.visual_encoder = visual_encoder

@@ -3,7 +3,7 @@
     python -m reports.batch_grid OUTPUT_DIR --out hard_batches.png
 
 It reads the newest checkpoint of a pre-training run, takes mini-batches of its next epoch and as many random ones, and
-draws a few neighbours of each with their captions.
+draws a few neighbors of each with their captions.
 """
 
 import os
@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset.annotations import Annotations, load_annotations
 from dataset.images import read_image
-from utils.arguments import Parser
+from utils.arguments import Parser, positive_int
 from utils.checkpoint import find_run, open_run
 from utils.entry import run_main
-from utils.errors import MissingFileError
+from utils.errors import InputError, MissingFileError
 
 TILE, CAPTION, GAP, MARGIN = 150, 66, 10, 24
 INK, GREY, PAPER = (30, 30, 34), (120, 120, 128), (255, 255, 255)
@@ -79,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog='python -m reports.batch_grid', description="Draw GRIT's mini-batches beside random ones.")
     parser.add_argument('output_dir', help='of a run of Pretrain.py')
     parser.add_argument('--out', default='hard_batches.png', help='the PNG file to write')
-    parser.add_argument('--batches', type=int, default=3, help='number of mini-batches of each kind')
-    parser.add_argument('--shown', type=int, default=8, help='number of neighbours drawn of each')
+    parser.add_argument('--batches', type=positive_int, default=3, help='number of mini-batches of each kind')
+    parser.add_argument('--shown', type=positive_int, default=8, help='number of neighbors drawn of each')
     args = parser.parse_args(argv)
+    if not args.out.endswith('.png'):
+        raise InputError(f'--out {args.out}: the name must end in .png')
     newest = find_run(args.output_dir, 'pretrain')
     if newest is None:
         raise MissingFileError(f'{args.output_dir}: there is no checkpoint of Pretrain.py in it')

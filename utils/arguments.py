@@ -44,6 +44,20 @@ def boolean(word: str) -> bool:
     raise argparse.ArgumentTypeError(f'{word!r} is neither true nor false')
 
 
+def nonnegative_int(word: str) -> int:
+    """An integer of at least 0."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 0')
+    return int(word)
+
+
+def positive_int(word: str) -> int:
+    """An integer of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 1')
+    return int(word)
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, default: bool, help: str) -> None:
     """Add a boolean flag that works bare (true) and with a value."""
     parser.add_argument(name, nargs='?', const=True, default=default, type=boolean, metavar='true|false', help=help)
@@ -75,7 +89,9 @@ def create_parser(task: str, description: str) -> Parser:
         help='a hub name, or a folder with tokenizer files and optionally BERT weights',
     )
     parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
-    parser.add_argument('--seed', type=int, default=42 if task == 'pretrain' else 0, help='each process adds its rank')
+    parser.add_argument(
+        '--seed', type=nonnegative_int, default=42 if task == 'pretrain' else 0, help='each process adds its rank'
+    )
     add_flag(parser, '--distributed', True, 'join the process group that a launcher started')
     parser.add_argument('--world_size', type=int, default=1, help='ignored: the launcher sets it')
     parser.add_argument('--dist_url', default='env://', help='where the processes meet')

@@ -129,9 +129,7 @@ def complete_epoch(
 
 
 def prune_checkpoints(folder: str | os.PathLike, keep: int | None) -> None:
-    """Delete the checkpoint inside the epoch that is now complete, and all but the `keep` newest epochs' (None: keep
-    all).
-    """
+    """Delete the checkpoint inside the completed epoch, and all but the `keep` newest epochs' (None: keep all)."""
     Path(folder, STEP_FILE).unlink(missing_ok=True)
     numbered = sorted(Path(folder).glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     for path in numbered[:-keep] if keep else []:
@@ -161,7 +159,7 @@ def find_run(folder: str, task: str, checkpoint: str = '') -> str | None:
                 continue
             content = open_run(path, task)
             if content is None:
-                print_rank0(f'--resume: skipped {path}: damaged, or not a checkpoint of this script')
+                print_rank0(f'skipped {path}: damaged, or not a checkpoint of this script')
             elif newest is None or (content['started'], *content['position']) > newest:
                 newest, found = (content['started'], *content['position']), str(path)
         if found is None and checkpoint and open_run(checkpoint, task) is not None:
@@ -195,8 +193,15 @@ def resume_run(
     for key in sorted(set(config) | set(content['config'])):
         if config.get(key) != content['config'].get(key):
             print_rank0(f'--resume: {key} was {content["config"].get(key)!r} and is now {config.get(key)!r}')
-    unwrap(model).load_state_dict(content['model'])
-    optimizer.load_state_dict(content['optimizer'])
+    try:
+        unwrap(model).load_state_dict(content['model'])
+        optimizer.load_state_dict(content['optimizer'])
+    except (RuntimeError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(
+            f'{path} does not fit this model ({reason}); resume with the settings of the config.yaml beside it, or '
+            'start a new run from its weights with --checkpoint and another --output_dir'
+        ) from None
     own = content['ranks'][distributed.rank()]
     for name, part in state.items():
         part.load_state_dict(own[name])

@@ -6,14 +6,16 @@ python -m utils.config    prints the table of keys
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from utils.config_keys import KEYS, REQUIRED, SECTIONS, Key, key_table
+from utils.arguments import Parser
+from utils.config_keys import BERT, BERT_IGNORED, KEYS, REQUIRED, SECTIONS, Key, key_table
+from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
 from utils.files import atomic_write
 
@@ -21,8 +23,10 @@ Config = dict[str, Any]
 
 
 def read_yaml(path: str | os.PathLike) -> Config:
-    """The mapping in a YAML file; InputError if it holds none."""
+    """The mapping in a YAML file. InputError if there is none."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f'{path} is a folder, not a YAML file; give the file in it')
     if not path.is_file():
         raise MissingFileError(f'{path}: there is no such configuration file; give one with --config')
     try:
@@ -30,7 +34,7 @@ def read_yaml(path: str | os.PathLike) -> Config:
     except YAMLError as error:
         raise InputError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(value, dict):
-        raise InputError(f'{path}: must hold a mapping of keys to values')
+        raise InputError(f'{path}: must contain a mapping of keys to values')
     return value
 
 
@@ -39,7 +43,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> Conf
     config = dict(config)
     for item in overrides:
         name, equals, value = item.partition('=')
-        if not equals:
+        if not equals or not all(name.split('.')):
             raise InputError(f'--set {item}: write it as key=value or section.key=value')
         try:
             value = YAML(typ='safe').load(value)
@@ -82,6 +86,10 @@ def resolve(task: str, config: Mapping[str, Any], source: str = 'config') -> tup
         check_retrieval(resolved, source)
     if task == 'nlvr_pretrain' and resolved['batch_size'] < 3:
         raise InputError(f'{source}: batch_size must be at least 3: a caption is shown with two images of other pairs')
+    if task == 'vqa' and resolved['k_test'] < 1:
+        raise InputError(
+            f'{source}: k_test must be at least 1: the number of answers that are ranked by all their tokens'
+        )
     if task == 'nlvr' and resolved['eval_ema'] and not resolved['distill']:
         raise InputError(f'{source}: eval_ema: true needs the momentum copy: set distill: true, or eval_ema: false')
     unused = [name for name in config if not KEYS[name].read_by(task)]
@@ -108,18 +116,26 @@ def _refuse_unknown(config: Mapping[str, Any], known: Mapping[str, Key], source:
 
 
 def _fill(task: str, config: Mapping[str, Any], known: Mapping[str, Key], source: str, prefix: str) -> Config:
+    checked = _check_values(config, known, source, prefix)
     filled = {}
     for name, key in known.items():
-        if name in config:
-            try:
-                filled[name] = key.check(config[name])
-            except ValueError as error:
-                raise InputError(f'{source}: {prefix}{name} {error}, not {config[name]!r}') from None
+        if name in checked:
+            filled[name] = checked[name]
         elif key.read_by(task):
             if key.default is REQUIRED:
                 raise InputError(f'{source}: the key {prefix}{name} is missing')
             filled[name] = key.default_for(task)
     return filled
+
+
+def _check_values(config: Mapping[str, Any], known: Mapping[str, Key], source: str, prefix: str) -> Config:
+    checked = {}
+    for name in config:
+        try:
+            checked[name] = known[name].check(config[name])
+        except ValueError as error:
+            raise InputError(f'{source}: {prefix}{name} {error}, not {config[name]!r}') from None
+    return checked
 
 
 def _check_rates(config: Config, source: str) -> None:
@@ -139,9 +155,12 @@ def read_bert_config(path: str) -> Config:
     if str(path).endswith(('.yaml', '.yml')):
         return read_yaml(path)
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as error:
         raise InputError(f'bert_config: {path} is not valid JSON: {error}') from None
+    if not isinstance(value, dict):
+        raise InputError(f'bert_config: {path} must contain a mapping of keys to values')
+    return value
 
 
 def _complete_model(config: Config, source: str) -> None:
@@ -150,6 +169,10 @@ def _complete_model(config: Config, source: str) -> None:
     bert = {'base': bert} if isinstance(bert, str) else dict(bert)
     base = bert.pop('base', None)
     config['bert_config'] = bert = (read_bert_config(base) if base else {}) | bert
+    known = {name: value for name, value in bert.items() if name not in BERT_IGNORED}
+    _refuse_unknown(known, BERT, source, 'bert_config.')
+    _check_values(known, BERT, source, 'bert_config.')
+    bert.setdefault('vocab_size', BERT['vocab_size'].default)
     width = config['vit']['embed_dim']
     if config['vision_width'] not in (None, width):
         raise InputError(
@@ -199,5 +222,10 @@ def write_yaml(config: Mapping[str, Any], path: str | os.PathLike) -> None:
         yaml.dump(config, file)
 
 
-if __name__ == '__main__':
+def main(argv: Sequence[str] | None = None) -> None:
+    Parser(prog='python -m utils.config', description='Print the table of configuration keys.').parse_args(argv)
     print(key_table())
+
+
+if __name__ == '__main__':
+    run_main(main)

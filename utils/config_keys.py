@@ -213,13 +213,37 @@ SECTIONS = {
     },
 }
 
+# The text encoder's shape; a bert_config may also have keys of BERT's own files that do not affect this model.
+BERT = {
+    'hidden_size': Key('width D', count, 768),
+    'num_hidden_layers': Key('layers', count, 12),
+    'num_attention_heads': Key('attention heads', count, 12),
+    'intermediate_size': Key('width of the feed-forward layers', count, 3072),
+    'hidden_act': Key('activation: gelu', one_of('gelu'), 'gelu'),
+    'hidden_dropout_prob': Key('dropout of hidden states', fraction, 0.1),
+    'attention_probs_dropout_prob': Key('dropout of attention weights', fraction, 0.1),
+    'initializer_range': Key('standard deviation of random weights', positive, 0.02),
+    'layer_norm_eps': Key('epsilon of LayerNorm', positive, 1e-12),
+    'max_position_embeddings': Key('longest text in tokens', count, 512),
+    'type_vocab_size': Key('token types', count, 2),
+    'vocab_size': Key('tokens of the vocabulary V', count, 30522),
+    'pad_token_id': Key('token id of padding', count0, 0),
+    'fusion_layer': Key('first layer that attends to the image', count0, 6),
+    'encoder_width': Key('width of the image encoder (default: vit.embed_dim)', count, 768),
+}
+BERT_IGNORED = set(
+    'architectures model_type concat_layer type transformers_version position_embedding_type use_cache '
+    'classifier_dropout gradient_checkpointing unk_token_id _name_or_path add_cross_attention'.split()
+)
+
 
 def key_table() -> str:
     """All keys as a Markdown table: key, meaning, default, tasks."""
     lines = ['| key | meaning | default | tasks |', '|---|---|---|---|']
     for name, key in KEYS.items():
         lines.append(_row(name, key))
-        lines += [_row(f'{name}.{inner}', entry) for inner, entry in SECTIONS.get(name, {}).items()]
+        section = BERT if name == 'bert_config' else SECTIONS.get(name, {})
+        lines += [_row(f'{name}.{inner}', entry) for inner, entry in section.items()]
     return '\n'.join(lines)
 
 

@@ -67,7 +67,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f'--device {name}: there is no such device; give cuda or cpu') from None
+        device = None
+    if device is None or device.type not in ('cuda', 'cpu'):
+        raise InputError(f'--device {name}: there is no such device; give cuda or cpu')
     if device.type == 'cuda' and device.index is None:
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         if device.index >= torch.cuda.device_count():
@@ -154,9 +156,7 @@ def broadcast_object(value: T) -> T:
 
 
 def main_first(function: Callable[[], T]) -> T:
-    """Run a function on rank 0 and return its result, or raise its error, on every rank. For decisions, not for heavy
-    data.
-    """
+    """Run a function on rank 0 and return its result, or raise its error, on every rank. Not for heavy data."""
     if not is_initialized():
         return function()
     result = error = None

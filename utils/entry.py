@@ -12,6 +12,15 @@ from utils.errors import InputError
 
 EXIT_CODE = 2
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+REMEDIES = {
+    errno.ENOENT: 'correct the path',
+    errno.EEXIST: 'a file has this name; give another path',
+    errno.ENOTDIR: 'a file is where a folder must be; give another path',
+    errno.EISDIR: 'give the name of a file',
+    errno.EACCES: 'change its permissions or give another path',
+    errno.EPERM: 'change its permissions or give another path',
+    errno.EROFS: 'give a path that you can write to',
+}
 
 
 def run_main(main: Callable[[], object]) -> NoReturn:
@@ -57,8 +66,10 @@ def user_message(error: BaseException) -> str | None:
         if text.startswith('Caught '):  # from a DataLoader worker: its traceback comes before the message
             text = re.split(rf'^(?:\w+\.)*{type(error).__name__}: ', text, maxsplit=1, flags=re.MULTILINE)[-1]
         return ' '.join(text.split())
-    if isinstance(error, OSError) and error.filename is not None:
-        return f'{os.fspath(error.filename)!s}: {error.strerror}'
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f'{error.strerror}: make room and start again with --resume'
+    if isinstance(error, OSError) and error.filename is not None:
+        path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        remedy = REMEDIES.get(error.errno)
+        return f'{path}: {error.strerror}' + (f'; {remedy}' if remedy else '')
     return None

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from utils.errors import InputError
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = 'w', sync: bool = False, unique: bool = False) -> Iterator[IO]:
@@ -19,6 +21,8 @@ def atomic_write(path: str | os.PathLike, mode: str = 'w', sync: bool = False, u
     each under a temporary name of its own.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; give the name of a file')
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = f'{os.getpid()}-{secrets.token_hex(4)}.tmp' if unique else 'tmp'
     temporary = path.with_name(f'.{path.name.removeprefix(".")}.{suffix}')

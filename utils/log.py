@@ -139,7 +139,7 @@ class Progress:
 
 
 def start_log(folder: str) -> None:
-    """Begin the log.txt of a new run: that of an earlier run in the folder is renamed to log.N.txt (rank 0)."""
+    """Start the log.txt of a new run: that of an earlier run in the folder is renamed to log.N.txt (rank 0)."""
     path = Path(folder, 'log.txt')
     if distributed.is_main() and path.exists() and path.stat().st_size:
         number = 1

@@ -34,7 +34,13 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     if device.type == 'cuda':  # the default of torch 1.8, with which the official results were made on A100s
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if distributed.is_main():
-        os.makedirs(args.output_dir, exist_ok=True)
+        try:
+            os.makedirs(args.output_dir, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f'--output_dir {args.output_dir!r} cannot be created ({error.strerror}); give a folder that you can '
+                'write to'
+            ) from None
         if not args.evaluate:
             write_yaml(config, os.path.join(args.output_dir, 'config.yaml'))
     fallback = ', no GPU was found' if args.device.startswith('cuda') and device.type == 'cpu' else ''

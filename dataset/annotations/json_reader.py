@@ -49,11 +49,10 @@ def read_rows(handle: BinaryIO, file: str, lines: bool | None = None) -> Iterato
             yield row
             count += 1
     except UnicodeDecodeError as error:
-        raise InputError(
-            f'{file} is not UTF-8 text ({error.reason} after row {count - 1}): convert or download it again'
-        ) from None
+        place = f' after row {count - 1}' if count else ''
+        raise InputError(f'{file} is not UTF-8 text ({error.reason}{place}): convert or download it again') from None
     if not count:
-        raise InputError(f'{file} holds no rows: an annotation file needs at least one')
+        raise InputError(f'{file} contains no rows: an annotation file needs at least one')
 
 
 def _json_lines(stream: TextIO, file: str) -> Iterator[object]:

@@ -1,4 +1,4 @@
-"""Which fields a row of an annotation file has, and what they may hold. Rows of each kind (any further field is
+"""Which fields a row of an annotation file has, and what they may contain. Rows of each kind (any further field is
 allowed):
 
 pretrain         {image, caption: str or [str]}

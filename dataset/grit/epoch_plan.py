@@ -65,7 +65,7 @@ class EpochPlan:
         low, high = (int(order.min()), int(order.max())) if len(order) else (0, 0)
         if low < 0 or high >= self.dataset_size:
             raise InputError(
-                f'the order to start from holds indices from {low} to {high}, and the train files hold '
+                f'the order to start from has indices from {low} to {high}, and the train files hold '
                 f'{self.dataset_size} pairs; use the train files that it was written for'
             )
         self._distribute(_completed(order, self.dataset_size))

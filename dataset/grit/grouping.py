@@ -1,8 +1,8 @@
-"""GRIT's grouping (arXiv 2208.04060): order a queue of examples so that neighbours are hard for one another.
+"""GRIT's grouping (arXiv 2208.04060): order a queue of examples so that neighbors are hard for one another.
 
 A full queue is shuffled (`example_shuffle`) and cut into sub-queues of M examples; each sub-queue becomes one chain of
-similar neighbours (`group_by_similarity`). The chains, one after another, are the order of the next epoch, in which
-whole mini-batches are permuted (`mini_batch_shuffle`).
+similar neighbors (`group_by_similarity`). The chains, one after another, are the order of the next epoch, in which
+mini-batches are permuted (`mini_batch_shuffle`).
 
 Legend: L queue length, M search space (examples in a sub-queue), G sub-queues grouped together, D feature width,
 S batches in an epoch, N batch size.
@@ -37,13 +37,13 @@ def example_shuffle(n: int, generator: Generator) -> Tensor:
 
 
 def mini_batch_shuffle(order: Tensor, batch_size: int, generator: Generator) -> Tensor:
-    """order [S * N] -> [S * N]: permute whole batches of N = `batch_size`; their contents stay."""
+    """order [S * N] -> [S * N]: permute the batches of N = `batch_size`; their contents stay."""
     batches = order.view(-1, batch_size)  # [S, N]
     return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
 def group_by_similarity(image_feat: Tensor, text_feat: Tensor, start: int) -> Tensor:
-    """The paper's chain of similar neighbours: image_feat [M, D], text_feat [M, D] -> order [M] int64, on their device.
+    """The paper's chain of similar neighbors: image_feat [M, D], text_feat [M, D] -> order [M] int64, on their device.
 
     The second example is the unused one whose text is most similar to the image of `start`; the third is the unused one
     whose image is most similar to the text of the second; image and text alternate. Ties go to the lowest number. The
@@ -120,7 +120,7 @@ def _chain(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor) -> Tensor:
     """
     if starts.device.type != 'cpu':
         return _chain_on_gpu(sim_i2t, sim_t2i, starts)
-    # These steps are too small for torch: NumPy's calls cost less, and its arg max is vectorised.
+    # These steps are too small for torch: NumPy's calls cost less, and its arg max is vectorized.
     groups, size, _ = sim_i2t.shape
     rows = sim_i2t.view(-1, size).numpy(), sim_t2i.view(-1, size).numpy()  # [G * M, M]
     first_row = np.arange(groups) * size

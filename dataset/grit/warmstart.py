@@ -1,4 +1,4 @@
-"""The order that `--index_warmstart` begins with: the one that an earlier run saved in the output folder."""
+"""The order that `--index_warmstart` starts with, saved in the output folder by an earlier run."""
 
 import os
 
@@ -9,8 +9,7 @@ from utils.errors import InputError, MissingFileError
 
 
 def saved_order(folder: str) -> torch.Tensor:
-    """The order of all ranks in a folder, [n] int64: the newest checkpoint's next epoch, or an official
-    total_indices.mat.
+    """The order of all ranks in a folder, [n] int64: of the newest checkpoint, or an official total_indices.mat.
 
     InputError if the folder has neither.
     """
@@ -33,7 +32,12 @@ def read_mat(path: str) -> torch.Tensor:
         from scipy.io import loadmat
     except ImportError:
         raise InputError(f'{path}: reading it needs SciPy; pip install scipy') from None
-    arrays = [value for name, value in loadmat(path).items() if not name.startswith('__')]
+    try:
+        content = loadmat(path)
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{path}: not a readable MATLAB file ({reason}); copy it again or drop the flag') from None
+    arrays = [value for name, value in content.items() if not name.startswith('__')]
     if len(arrays) != 1 or arrays[0].dtype.kind not in 'iuf':
-        raise InputError(f'{path}: must hold exactly one array of numbers, the order of examples')
+        raise InputError(f'{path}: must contain exactly one array of numbers, the order of examples')
     return torch.from_numpy(arrays[0].astype('int64').ravel())

@@ -29,6 +29,11 @@ def main(argv: list[str] | None = None) -> None:
         args.run(args).print()
     except KeyError as error:  # of an entry deep in a release's file; `require_key` checks the upper levels
         raise InputError(f'an entry of the {args.command} files has no {error}: download the files again') from error
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f'an entry of the {args.command} files does not have the form of the release ({error}): download the files '
+            'again, or show where with --debug'
+        ) from error
     except KeyboardInterrupt:
         sys.exit('interrupted')
 

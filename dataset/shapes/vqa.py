@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 from dataset.shapes.captions import article, plural
 from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, Item, Scene, pick, rand_below, shuffled
 
-NUMBERS = ('0', '1', '2', '3', '4')
 YES_NO = ('yes', 'no')
 ANNOTATORS = 10
 DISSENT = (0, 0, 1, 1, 2, 3)  # numbers of annotators who give another answer, equally likely

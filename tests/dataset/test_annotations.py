@@ -183,8 +183,8 @@ def test_a_bad_row_is_named(tmp_path, kind, change, message):
     [
         ('a.json', '', 'is empty'),
         ('a.json', ' \n ', 'is empty'),
-        ('a.json', '[]', 'holds no rows'),
-        ('a.jsonl', '\n\n', 'holds no rows'),
+        ('a.json', '[]', 'contains no rows'),
+        ('a.jsonl', '\n\n', 'contains no rows'),
         ('a.json', '{"images": []}', 'must be a JSON list of objects, but it starts with'),
         ('a.json', '<!DOCTYPE html>', 'must be a JSON list of objects'),
         ('a.json', '[{"image": "a", "caption": "x"}, 3]', 'row 1, 3: is a int'),

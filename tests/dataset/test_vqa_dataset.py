@@ -94,7 +94,7 @@ def test_bad_rows_and_roots_are_named(shapes, tmp_path, tokenizer):
     rows[1]['answer'] = 'red'
     config = resolved('vqa', shapes, f'val_file={write_rows(tmp_path / "c.json", rows)}')
     with pytest.raises(ValueError, match=r'c\.json: row 1 has 1 answer\(s\).*ten times'):
-        VQAEvalDataset(config, 'val', tokenizer).annotated_rows()
+        VQAEvalDataset(config, 'val', tokenizer).check_annotated()
     with pytest.raises(FileNotFoundError, match='set vqa_root'):
         VQAEvalDataset(resolved('vqa', shapes, 'vqa_root=/nowhere'), 'val', tokenizer)
     rows = [row | {'dataset': 'vg', 'answer': 'red'} for row in read_rows(shapes, 'vqa_train')[:2]]

@@ -91,7 +91,7 @@ def test_what_was_not_scored_ranks_behind_what_was():
     (lambda i2t, t2i, txt2img, img2txt: txt2img.pop(3), 'text 3 has no image'),
     (lambda i2t, t2i, txt2img, img2txt: txt2img.update({5: 9}), 'text 5 belongs to image 9, but there are 3 of them'),
     (lambda i2t, t2i, txt2img, img2txt: img2txt.update({3: [0]}), '4 images have a text, but 3 were scored'),
-    (lambda i2t, t2i, txt2img, img2txt: i2t[1].fill_(torch.nan), 'score_i2t holds NaN in 1 of 3 rows, first in row 1'),
+    (lambda i2t, t2i, txt2img, img2txt: i2t[1].fill_(torch.nan), 'score_i2t contains NaN in 1 of 3 rows, first in row'),
     (lambda i2t, t2i, txt2img, img2txt: t2i.t_(), r'score_i2t \[3, 6\] and score_t2i \[3, 6\] must be'),
 ])  # fmt: skip
 def test_bad_retrieval_input(change, message):

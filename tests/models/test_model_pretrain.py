@@ -167,7 +167,9 @@ def test_unknown_or_unfitting_settings_are_refused(tiny_tokenizer):
         create_model(
             'pretrain', config | {'bert_config': config['bert_config'] | {'encoder_width': 16}}, tiny_tokenizer
         )
-    with pytest.raises(ValueError, match="unknown key 'hiden_size'"):
+    with pytest.raises(
+        ValueError, match='unknown key bert_config.hiden_size; the nearest known key is bert_config.hidden_size'
+    ):
         create_model('pretrain', config | {'bert_config': config['bert_config'] | {'hiden_size': 16}}, tiny_tokenizer)
     with pytest.raises(ValueError, match='multiple of vit.patch_size'):
         create_model('pretrain', config | {'image_res': 65}, tiny_tokenizer)

@@ -64,6 +64,20 @@ def test_an_error_of_only_one_rank_is_one_line(shapes, tmp_path, rank):
     assert outcomes[1 - rank][2] == ''
 
 
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--seed', '-1'], "argument --seed: '-1' is not an integer of at least 0"),
+        (['--device', 'meta'], '--device meta: there is no such device; give cuda or cpu'),
+        (['--output_dir', 'README.md'], "--output_dir 'README.md' cannot be created"),
+        (['--config', 'configs'], 'configs is a folder, not a YAML file'),
+    ],
+)
+def test_a_mistaken_flag_is_one_line(shapes, tmp_path, flags, message):
+    argv = arguments('nlvr', shapes, tmp_path / 'out', flags=flags)
+    check_one_line(run_script('NLVR.py', argv, tmp_path), message)
+
+
 @pytest.mark.parametrize('name', MODULES)
 def test_help_works(name, capsys):
     with pytest.raises(SystemExit) as end:

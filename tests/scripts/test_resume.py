@@ -110,6 +110,14 @@ def test_damaged_checkpoints_are_skipped(shapes, tmp_path):
 
 
 @pytest.mark.slow
+def test_another_model_is_refused(shapes, pretrained):
+    argv = arguments('pretrain', shapes, pretrained.parent, 'train_epochs=3', 'embed_dim=8', flags=['--resume'])
+    with pytest.raises(
+        ValueError, match='checkpoint_01.pth does not fit this model .*embed|proj.*resume with the settings'
+    ):
+        Pretrain.main(argv)
+
+
 def test_another_number_of_processes_is_refused(shapes, tmp_path, pretrained):
     argv = arguments('pretrain', shapes, pretrained.parent, 'train_epochs=3', flags=['--resume'])
     codes = run(Pretrain.main, argv, tmp_path / 'log', 2)

@@ -249,7 +249,7 @@ def test_one_caption_per_image_and_a_bad_image(shapes, pretrained, tmp_path):
         (['use_momentum=false'], ['--copy_init'], '--copy_init: there is no momentum model'),
         (['use_momentum=false', 'distill=true'], [], 'Retrieval.yaml: distill: true needs the momentum model'),
         ([], ['--evaluate'], '--evaluate: nothing to evaluate'),
-        ([], ['--page', 'page.html'], '--page: needs --evaluate'),
+        ([], ['--page', 'page.html'], '--page page.html: needs --evaluate'),
         (['val_file=null', 'test_file=null'], ['--evaluate'], 'neither val_file nor test_file'),
         (
             ['val_file=null'],

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.processes import run_python
-from utils.config import apply_overrides, read_yaml, resolve, write_yaml
-from utils.config_keys import KEYS, SECTIONS
+from utils.config import apply_overrides, read_bert_config, read_yaml, resolve, write_yaml
+from utils.config_keys import BERT, KEYS, SECTIONS
 
 BASE = 'configs/shapes/Pretrain.yaml'
 
@@ -40,6 +40,14 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
         ('vision_width=32', 'vision_width 32 must equal vit.embed_dim 64'),
         ('bert_config.encoder_width=32', 'bert_config.encoder_width 32 must equal the width of the image encoder'),
         ('bert_config=nowhere.json', 'there is no file nowhere.json'),
+        ('bert_config.hiden_size=1', 'unknown key bert_config.hiden_size; the nearest known key is bert_config.hidden'),
+        ('bert_config.hidden_size=abc', "bert_config.hidden_size must be an integer of at least 1, not 'abc'"),
+        ('bert_config.num_attention_heads=0', 'bert_config.num_attention_heads must be an integer of at least 1'),
+        ('bert_config.num_hidden_layers=1.5', 'bert_config.num_hidden_layers must be an integer'),
+        ('bert_config.hidden_dropout_prob=2', 'bert_config.hidden_dropout_prob must be a number from 0 to 1'),
+        ('bert_config.hidden_act=relu', 'bert_config.hidden_act must be one of gelu'),
+        ('=5', '--set =5: write it as key=value'),
+        ('.x=5', '--set .x=5: write it as key=value'),
         ('precision=fp16', 'precision must be one of fp32, bf16'),
         ('crop_scale=[0.9, 0.2]', 'crop_scale must be two numbers'),
         ('image_res', 'write it as key=value'),
@@ -69,6 +77,23 @@ def test_overrides_reach_into_sections_and_files():
     assert config['bert_config']['fusion_layer'] == 3 and config['bert_config']['hidden_size'] == 768
 
 
+def test_a_bert_config_may_change_a_base(tmp_path):
+    changed = apply_overrides(read_yaml(BASE), ['bert_config={base: configs/config_bert.json, encoder_width: 64}'])
+    expected = read_bert_config('configs/config_bert.json') | {'encoder_width': 64}
+    assert resolve('pretrain', changed, '')[0]['bert_config'] == expected
+    (tmp_path / 'bert.json').write_text('{"hidden_size": 64}')
+    config, _ = resolved(f'bert_config={tmp_path}/bert.json')
+    assert config['bert_config'] == {'hidden_size': 64, 'encoder_width': 64, 'vocab_size': 30522}
+    (tmp_path / 'list.json').write_text('[1]')
+    with pytest.raises(ValueError, match='list.json must contain a mapping'):
+        resolved(f'bert_config={tmp_path}/list.json')
+
+
+def test_vqa_ranks_at_least_one_answer():
+    with pytest.raises(ValueError, match='k_test must be at least 1'):
+        resolve('vqa', read_yaml('configs/shapes/VQA.yaml') | {'k_test': 0}, 'VQA.yaml')
+
+
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such configuration file'):
         read_yaml(tmp_path / 'none.yaml')
@@ -95,6 +120,6 @@ def test_the_module_prints_a_table_of_every_key():
     header, _, *rows = out.splitlines()
     assert header == '| key | meaning | default | tasks |'
     names = [row.split('|')[1].strip(' `') for row in rows]
-    sections = [f'{section}.{name}' for section, keys in SECTIONS.items() for name in keys]
+    sections = [f'{section}.{name}' for section, keys in (SECTIONS | {'bert_config': BERT}).items() for name in keys]
     assert sorted(names) == sorted([*KEYS, *sections])
     assert all(row.count('|') == 5 and all(cell.strip() for cell in row.split('|')[1:-1]) for row in rows)

@@ -48,8 +48,8 @@ def test_input_errors_can_be_caught_as_what_they_are():
 
 def test_an_error_of_the_system_with_a_file_name_is_one_line(end, tmp_path):
     path = tmp_path / 'none' / 'a.txt'
-    assert end(lambda: open(path)) == (2, f'error: {path}: No such file or directory\n')
-    assert end(lambda: open(tmp_path)) == (2, f'error: {tmp_path}: Is a directory\n')
+    assert end(lambda: open(path)) == (2, f'error: {path}: No such file or directory; correct the path\n')
+    assert end(lambda: open(tmp_path)) == (2, f'error: {tmp_path}: Is a directory; give the name of a file\n')
 
 
 def test_a_full_disk_is_one_line(end):

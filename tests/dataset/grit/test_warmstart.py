@@ -19,7 +19,7 @@ def test_the_order_of_a_checkpoint_includes_the_dropped_remainder(pretrained):
 def test_other_mat_files_are_refused(tmp_path, arrays):
     path = str(tmp_path / 'total_indices.mat')
     savemat(path, arrays)
-    with pytest.raises(ValueError, match='total_indices.mat: must hold exactly one array of numbers'):
+    with pytest.raises(ValueError, match='total_indices.mat: must contain exactly one array of numbers'):
         read_mat(path)
 
 

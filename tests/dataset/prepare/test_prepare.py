@@ -467,7 +467,7 @@ def test_folder_refuses_what_it_cannot_read(tmp_path):
     for ending in ('csv', 'parquet'):
         with pytest.raises(FileNotFoundError) as caught:
             run('folder', tmp_path / f'absent.{ending}', *out)
-        assert user_message(caught.value) == f'{tmp_path}/absent.{ending}: No such file or directory'
+        assert user_message(caught.value) == f'{tmp_path}/absent.{ending}: No such file or directory; correct the path'
     jpeg(tmp_path / 'own/a.jpg')
     assert 'no row is left' in refuse('folder', tmp_path / 'own', *out)
     assert not (tmp_path / 'f.json').exists()
