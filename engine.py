@@ -37,7 +37,7 @@ from dataset.samplers import EpochBatches, PositionSampler
 from optim import create_optimizer, set_learning_rate
 from scheduler import distillation_weight, learning_rate
 from utils import distributed
-from utils.checkpoint import STEP_FILE, Status, complete_epoch, find_run, resume_run, save_run
+from utils.checkpoint import STEP_FILE, RunParts, Status, complete_epoch, find_run, resume_run, save_run
 from utils.log import Averages, Progress, print_rank0, start_log, write_log
 
 
@@ -76,8 +76,8 @@ class TrainingRun:
         epochs: int,
         state: Mapping[str, Any] | None = None,
     ):
-        self.task, self.model, self.config, self.device = task, model, config, device
-        self.folder, self.batch_size, self.last_epoch = args.output_dir, batch_size, epochs
+        self.model, self.config, self.device = model, config, device
+        self.folder, self.batch_size, self.num_epochs = args.output_dir, batch_size, epochs
         self.unit = dataset.unit
         self.plan = EpochPlan(len(dataset), batch_size, distributed.rank(), distributed.world_size(), args.seed)
         self.sampler = EpochBatches()
@@ -86,6 +86,7 @@ class TrainingRun:
         self.averages = Averages(metrics, device)
         self.bad_images = BadImages(args.output_dir, len(dataset))
         self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
+        self.parts = RunParts(task, model, self.optimizer, config, self.state)
         self.status = Status()
         print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')
 
@@ -107,7 +108,7 @@ class TrainingRun:
         order: [n] int64, the examples of a new run's first epoch, of all ranks; random if None.
         """
         if resume_from:
-            self.status = resume_run(resume_from, self.task, self.model, self.optimizer, self.config, self.state)
+            self.status = resume_run(resume_from, self.parts)
         else:
             start_log(self.folder)
             if order is None:
@@ -118,7 +119,7 @@ class TrainingRun:
 
     def epochs(self) -> Iterator[int]:
         """The epochs from the run's position on."""
-        for epoch in range(self.epoch, self.last_epoch):
+        for epoch in range(self.epoch, self.num_epochs):
             self.started, self.completed, self.planned_order = time.perf_counter(), False, self.plan.order
             yield epoch
             assert self.epoch == epoch + 1, 'the epoch was left without end_epoch'
@@ -185,9 +186,7 @@ class TrainingRun:
             if hasattr(part, 'reset'):
                 part.reset()
         self.bad_images.write()
-        self.status = complete_epoch(
-            self.folder, self.task, self.status, record, self.model, self.optimizer, self.config, self.state, metric
-        )
+        self.status = complete_epoch(self.folder, self.parts, self.status, record, metric)
         trained = {name: value for name, value in record.items() if not name.startswith(('val_', 'test_'))}
         print_rank0('  '.join(f'{name} {value:.6g}' for name, value in trained.items()))
         print_rank0(f'epoch {record["epoch"]} took {self.seconds():.1f} s')
@@ -204,12 +203,4 @@ class TrainingRun:
         every = self.config['save_every']
         if every and (self.epoch * self.steps + next_step) % every == 0 and next_step < self.steps:
             self.status.step = next_step
-            save_run(
-                f'{self.folder}/{STEP_FILE}',
-                self.task,
-                self.status,
-                self.model,
-                self.optimizer,
-                self.config,
-                self.state,
-            )
+            save_run(f'{self.folder}/{STEP_FILE}', self.parts, self.status)

@@ -75,7 +75,7 @@ def collate_common(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class EvalSet(Dataset):
     """The rows of a split, in order, each to be evaluated once.
 
-    A subclass has `image_of(row) -> path` or overrides `__getitem__`. An unreadable image is an error, or, with
+    A subclass has `__getitem__`, which reads images with `read_image`. An unreadable image is an error, or, with
     on_bad_image 'skip', replaced by a blank one with a warning in `bad`: metrics are always over all rows.
 
     Legend: B rows, R image resolution.

@@ -1,6 +1,6 @@
 """The losses of pre-training and fine-tuning as pure functions of tensors.
 
-Legend: B batch, C candidates, E embedding, N masked tokens, V vocabulary.
+Legend: B batch, C candidates, E embedding, N masked positions, V vocabulary.
 """
 
 import torch
@@ -68,7 +68,7 @@ def itm_loss(logits: Tensor, batch: int, counted: Tensor | None = None) -> tuple
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """MLM: mean cross entropy over the masked tokens; 0, with a gradient of 0, if there are none.
+    """MLM: mean cross entropy over the masked positions; 0, with a gradient of 0, if there are none.
 
     logits: [N, V]. labels: [N].
     """

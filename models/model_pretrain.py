@@ -1,7 +1,7 @@
 """Pre-training: contrastive loss with consistency (ITC), image-text matching (ITM), masked language modeling (MLM).
 
 Legend: B pairs, L tokens, P image tokens (1 + patches), Dv their width, D width of the text, E embedding, R resolution,
-N masked tokens, V vocabulary.
+N masked positions, V vocabulary.
 """
 
 from collections.abc import Mapping

@@ -11,8 +11,8 @@ The scores do not depend on the number of processes, to the last bit: batches ha
 step 3 they follow from one image's candidates alone, so every product has the same shape wherever it is computed. (On
 the CPU the number of threads of a process must be the same, too.)
 
-Legend: NI images, NT texts, P image tokens, D width, E embedding, T tokens of all texts, M pairs,
-k candidates, n batch.
+Legend: NI images, NT texts, P image tokens, D width, E embedding, T tokens of all texts, M pairs, k
+candidates, n batch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -177,9 +177,8 @@ def rerank(
         progress.close()
     scores = distributed.all_reduce_sum(scores)[position].cpu()  # each pair belongs to one rank and is 0 elsewhere
     of_images, of_texts = scores.split([best_texts.numel(), best_images.numel()])
-    return scatter_scores(of_images, best_texts.cpu(), num_texts), scatter_scores(
-        of_texts, best_images.cpu(), num_images
-    )
+    i2t = scatter_scores(of_images, best_texts.cpu(), num_texts)
+    return i2t, scatter_scores(of_texts, best_images.cpu(), num_images)
 
 
 def best_candidates(sim: Tensor, k: int) -> Tensor:
@@ -207,7 +206,7 @@ def score_texts(model: nn.Module, tokens: Tensor, encoded: Encoded, texts: Tenso
     scores = torch.empty(len(texts), device=device)
     if len(texts) == 0:
         return scores
-    memory = model.text_encoder.project(tokens[None].to(device))  # one (key, value) a layer, each [1, H, P, d]
+    memory = model.text_encoder.project(tokens[None].to(device))  # one (key, value) per layer, each [1, H, P, d]
     for some in similar_length(encoded.text_lengths[texts]):
         hidden, mask = padded(encoded, texts[some], device)
         fused = model.text_encoder(mode='fusion', hidden=hidden, attention_mask=mask, memory=memory, first_only=True)

@@ -37,34 +37,38 @@ class Status:
     started: float = field(default_factory=time.time)
 
 
-def save_run(
-    path: str | os.PathLike,
-    task: str,
-    status: Status,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
-    best: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class RunParts:
+    """What the checkpoints of a run save besides its status.
+
+    model: may be wrapped. config: resolved. state: {name: object with state_dict and load_state_dict}, each rank's own
+    (sampler, queues, averages).
+    """
+
+    task: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+def save_run(path: str | os.PathLike, parts: RunParts, status: Status, best: bool = False) -> None:
     """Write the checkpoint of a run that is at (status.epoch, status.step). A collective; rank 0 writes.
 
-    state: {name: object with state_dict()}, each rank's own (sampler, queues, averages); the states of the random
-    generators are added. best: write checkpoint_best.pth, too. `epoch` in the file is the epoch last trained on,
-    complete or not, as officially.
+    The states of the random generators are added. best: write checkpoint_best.pth, too. `epoch` in the file is the
+    epoch last trained on, complete or not, as officially.
     """
-    states = distributed.gather_objects(
-        {'rng': rng_state()} | {name: part.state_dict() for name, part in state.items()}
-    )
+    own = {'rng': rng_state()} | {name: part.state_dict() for name, part in parts.state.items()}
+    states = distributed.gather_objects(own)
     if distributed.is_main():
         content = {
-            'model': unwrap(model).state_dict(),
-            'optimizer': optimizer.state_dict(),
-            'lr_scheduler': dict(config['schedular']),
-            'config': config,
+            'model': unwrap(parts.model).state_dict(),
+            'optimizer': parts.optimizer.state_dict(),
+            'lr_scheduler': dict(parts.config['schedular']),
+            'config': parts.config,
             'epoch': status.epoch if status.step else status.epoch - 1,
             'position': [status.epoch, status.step],
-            'task': task,
+            'task': parts.task,
             'best': status.best,
             'records': status.records,
             'started': status.started,
@@ -104,15 +108,7 @@ def epoch_file(folder: str | os.PathLike, epoch: int) -> Path:
 
 
 def complete_epoch(
-    folder: str,
-    task: str,
-    status: Status,
-    record: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
-    metric: float | None = None,
+    folder: str, parts: RunParts, status: Status, record: dict[str, Any], metric: float | None = None
 ) -> Status:
     """End epoch `status.epoch`: write its checkpoint and its line of log.txt, prune older checkpoints (a collective).
 
@@ -121,9 +117,9 @@ def complete_epoch(
     """
     is_best = metric is not None and (status.best is None or metric > status.best)
     after = Status(status.epoch + 1, 0, metric if is_best else status.best, [*status.records, record], status.started)
-    save_run(epoch_file(folder, status.epoch), task, after, model, optimizer, config, state, is_best)
+    save_run(epoch_file(folder, status.epoch), parts, after, is_best)
     if distributed.is_main():
-        prune_checkpoints(folder, config['keep_checkpoints'])
+        prune_checkpoints(folder, parts.config['keep_checkpoints'])
     write_log(folder, after.records)
     return after
 
@@ -169,19 +165,12 @@ def find_run(folder: str, task: str, checkpoint: str = '') -> str | None:
     return distributed.main_first(find)
 
 
-def resume_run(
-    path: str,
-    task: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any],
-) -> Status:
-    """Restore a run exactly as its checkpoint has it: weights, optimizer, every rank's random generators and `state`.
+def resume_run(path: str, parts: RunParts) -> Status:
+    """Restore a run exactly as its checkpoint has it: weights, optimizer, every rank's random generators and state.
 
     InputError if the number of processes differs; changed settings are printed.
     """
-    content = open_run(path, task)
+    content = open_run(path, parts.task)
     if content is None:
         raise InputError(f'{path}: not a complete checkpoint of this script')
     if len(content['ranks']) != distributed.world_size():
@@ -190,12 +179,13 @@ def resume_run(
             f'{distributed.world_size()}; to start a new run from its weights give it as --checkpoint with another '
             '--output_dir'
         )
-    for key in sorted(set(config) | set(content['config'])):
-        if config.get(key) != content['config'].get(key):
-            print_rank0(f'--resume: {key} was {content["config"].get(key)!r} and is now {config.get(key)!r}')
+    before, now = content['config'], parts.config
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            print_rank0(f'--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}')
     try:
-        unwrap(model).load_state_dict(content['model'])
-        optimizer.load_state_dict(content['optimizer'])
+        unwrap(parts.model).load_state_dict(content['model'])
+        parts.optimizer.load_state_dict(content['optimizer'])
     except (RuntimeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(
@@ -203,7 +193,7 @@ def resume_run(
             'start a new run from its weights with --checkpoint and another --output_dir'
         ) from None
     own = content['ranks'][distributed.rank()]
-    for name, part in state.items():
+    for name, part in parts.state.items():
         part.load_state_dict(own[name])
     set_rng_state(own['rng'])
     epoch, step = content['position']

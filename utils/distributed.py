@@ -24,27 +24,34 @@ def init(args: argparse.Namespace) -> torch.device:
     for CUDA tensors. `--device cuda` means the CPU if there is no GPU.
     """
     global _store
-    device = choose_device(args.device)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        if not args.distributed:
-            raise InputError(
-                '--distributed false, but a launcher started several processes; start one, or drop the flag'
-            )
-        backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
-        _store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=TIMEOUT))
-        dist.init_process_group(backend, store=_store, rank=own_rank, world_size=processes, timeout=TIMEOUT)
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return choose_device(args.device)
+    if not args.distributed:
+        raise InputError('--distributed false, but a launcher started several processes; start one, or drop the flag')
+    _store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=TIMEOUT))
+    device = choose_device(args.device)  # after the store exists: one rank alone may have no device, and must say so
+    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, store=_store, rank=own_rank, world_size=processes, timeout=TIMEOUT)
     return device
 
 
 def claim_failure() -> bool:
-    """Whether this is the first process of the group that fails, and therefore the one to print its error."""
-    if _store is None:
+    """Whether this is the first process of the group that fails, and therefore the one to print its error.
+
+    Before they share a store, only their common command line can be at fault, and rank 0 prints.
+    """
+    if not has_store():
         return os.environ.get('RANK', '0') == '0'
     with _without_stderr():  # torch's own report of a lost connection, with frames of C++
         try:
             return _store.add('failures', 1) == 1
         except RuntimeError:  # the process that hosts the store ended, so it failed first
             return False
+
+
+def has_store() -> bool:
+    """Whether the processes share a store, in which the first that fails leaves its mark."""
+    return _store is not None
 
 
 @contextmanager

@@ -36,13 +36,12 @@ def run_main(main: Callable[[], object]) -> NoReturn:
             raise
         from utils import distributed  # imports torch, which the help of a tool does not need
 
-        message = user_message(error)
-        if not distributed.claim_failure():  # another process printed its error; this one is likely its consequence
-            exit_now(EXIT_CODE)
-        if message is None:
+        message, is_first = user_message(error), distributed.claim_failure()
+        if message is None and (is_first or not distributed.has_store()):
             raise
-        print(f'error: {message}', file=sys.stderr, flush=True)
-        exit_now(EXIT_CODE)
+        if is_first:
+            print(f'error: {message}', file=sys.stderr, flush=True)
+        exit_now(EXIT_CODE)  # if not the first, likely a consequence of the error that another process printed
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -152,7 +152,7 @@ class _Labels:
 
 
 def test_negatives_are_chosen_without_waiting_for_the_device(tiny_tokenizer):
-    """One wait per forward pass, for the number of masked tokens; none in choosing negatives or after."""
+    """One wait per forward pass, for the number of masked positions; none in choosing negatives or after."""
     model, reference, image, texts = run_reference(tiny_tokenizer)
     with Waits() as waits:
         model(image, texts)

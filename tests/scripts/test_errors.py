@@ -4,6 +4,7 @@ They are imported here so that forked processes need not import them.
 """
 
 import importlib
+import os
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from dataset.grit.grouping import generator_for
 from tests.helpers import read_rows, write_rows
 from tests.processes import run_python, run_script
 from tests.tiny import arguments
+from utils import distributed
+from utils.entry import run_main
+from utils.errors import InputError
 
 SCRIPTS = {
     'pretrain': 'Pretrain',
@@ -62,6 +66,26 @@ def test_an_error_of_only_one_rank_is_one_line(shapes, tmp_path, rank):
     outcomes = run_script('Pretrain.py', arguments('pretrain', shapes, tmp_path / 'out', *settings), tmp_path, 2)
     check_one_line(outcomes, f'rows.json, row {row}: cannot read the image', 'broken.jpg')
     assert outcomes[1 - rank][2] == ''
+
+
+def without_a_device(name):
+    if os.environ['RANK'] == '1':
+        raise InputError('process 1 of this machine finds only 1 GPU(s)')
+    return torch.device('cpu')
+
+
+def test_a_device_that_only_rank_1_misses_is_one_line(shapes, tmp_path, monkeypatch):
+    """It fails before the group exists, while rank 0 waits for it."""
+    monkeypatch.setattr(distributed, 'choose_device', without_a_device)  # the forked processes inherit it
+    argv = arguments('nlvr', shapes, tmp_path / 'out')
+    check_one_line(run_script('NLVR.py', argv, tmp_path, 2, seconds=4)[1:], 'process 1 of this machine')
+
+
+@pytest.mark.parametrize('rank', ['0', '1'])
+def test_a_bug_before_the_processes_meet_keeps_its_traceback(tmp_path, monkeypatch, rank):
+    monkeypatch.setenv('RANK', rank)
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize(

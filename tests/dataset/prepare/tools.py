@@ -42,3 +42,7 @@ def jpeg(path: Path, seed: int = 0, size: tuple[int, int] = (24, 16), **options:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).save(path, 'JPEG', **options)
     return str(path)
+
+
+def coco_name(number: int, split: str = 'val2014') -> str:
+    return f'COCO_{split}_{number:012d}.jpg'
