@@ -3,8 +3,8 @@
     python -m tests.same_numbers REVISION
 
 A refactoring changes no number. Both trees run the same command lines on the synthetic dataset, with tiny models: two
-epochs in one process and in two, with momentum copies and without, and a resumed run. Every checkpoint is then compared
-entry for entry and to the bit, log.txt and the result files letter for letter. Only times differ. Takes about six
+or three epochs in one process and in two, with momentum copies and without. Every checkpoint is then compared entry
+for entry and to the bit, log.txt and the result files letter for letter. Only times differ. It takes four to five
 minutes on two cores.
 """
 

@@ -65,7 +65,15 @@ def add_flag(parser: argparse.ArgumentParser, name: str, default: bool, help: st
 
 def create_parser(task: str, description: str) -> Parser:
     """The parser of one task's script with all flags that every script takes."""
+    shapes = CONFIGS[task].removesuffix('_flickr')
     parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.epilog = (
+        'On the synthetic dataset: `python -m dataset.shapes --out output/shapes`, then '
+        f'`python {parser.prog} --config configs/shapes/{shapes}.yaml --output_dir output/shapes_{task} '
+        '--text_encoder output/shapes/vocab`'
+        + ('' if task == 'pretrain' else ', with --checkpoint of a pre-training run')
+        + '. `python -m utils.config` prints all keys of the configuration.'
+    )
     parser.add_argument('--config', default=f'./configs/{CONFIGS[task]}.yaml', help='the YAML configuration')
     parser.add_argument(
         '--set',
