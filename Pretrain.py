@@ -29,9 +29,19 @@ METRICS = (*LOSSES, 'itm_acc')
 MAJORITY_ITM = 'ITM that always predicts "no match" has itm_acc 0.6667 and loss_itm 0.6365'
 
 
-def is_grouped(epoch, config):
-    """Whether GRIT orders an epoch; the first is always random, and so are those before `grit_from_epoch`."""
-    return config['sampler'] == 'grit' and epoch >= max(1, config['grit_from_epoch'])
+def may_be_grouped(epoch, config):
+    """Whether GRIT may order an epoch: not the first, nor those before `grit_from_epoch`."""
+    first = 1 if config['grit_from_epoch'] == 'auto' else max(1, config['grit_from_epoch'])
+    return config['sampler'] == 'grit' and epoch >= first
+
+
+def is_grouped(epoch, config, records):
+    """Whether GRIT orders an epoch. With `grit_from_epoch: auto`, as soon as an earlier epoch's mean beta reached 1.
+
+    ITM then reaches its target accuracy with ALBEF's negatives. records: the lines of log.txt of the epochs before.
+    """
+    ready = config['grit_from_epoch'] != 'auto' or any(record['train_itm_beta'] >= 1 for record in records)
+    return may_be_grouped(epoch, config) and ready
 
 
 def collect(collector, batch, image_feat, text_feat):
@@ -44,9 +54,9 @@ def collect(collector, batch, image_feat, text_feat):
     collector.add(index[own], image_feat, text_feat)
 
 
-def set_next_order(run, epoch, collector, args, config):
+def set_next_order(run, epoch, collector, record, args, config):
     """Set the order of `epoch`: GRIT's grouping of what was collected, or a random one."""
-    if is_grouped(epoch, config):
+    if is_grouped(epoch, config, [*run.status.records, record]):
         run.plan.set_grit_order(epoch, collector.finish_epoch(), across_ranks=args.mini_batch_shuffle_across_gpu)
         print_rank0(f'grouping took {collector.grouping_seconds / run.seconds():.2%} of the epoch')
     else:
@@ -58,6 +68,7 @@ def set_next_order(run, epoch, collector, args, config):
 def evaluate(run, config, device):
     """Mean losses and ITM accuracy over the training files, in evaluation mode: {val_...: mean}."""
     run.model.eval()
+    unwrap(run.model).negatives.begin_epoch(config['train_epochs'] - 1)
     averages = Averages(METRICS, device)
     for batch in run.evaluation_batches():
         with autocast(device, config):
@@ -100,9 +111,11 @@ def main(argv=None):
         initialize(model, args, config)
     model = to_device(model, device, config)
 
-    # GRIT's queues, and how similar the neighbors in the batches were.
+    # GRIT's queues, how similar the neighbors in the batches were, and ITM's negatives.
     collector = GritCollector(config['queue_size'], config['search_space'], args.seed, distributed.rank())
     similarity = BatchSimilarity()
+    negatives = unwrap(model).negatives
+    adaptive = {'itm_negatives': negatives} if negatives.adapts else {}
     run = TrainingRun(
         'pretrain',
         model,
@@ -110,10 +123,10 @@ def main(argv=None):
         args,
         config,
         device,
-        metrics=(*METRICS, 'temp'),
+        metrics=(*METRICS, 'temp', *(['itm_beta'] if negatives.adapts else [])),
         batch_size=config['batch_size'],
         epochs=config['train_epochs'],
-        state={'collector': collector, 'similarity': similarity},
+        state={'collector': collector, 'similarity': similarity, **adaptive},
     )
     if args.evaluate:
         return finish_evaluation(args, evaluate(run, config, device))
@@ -121,22 +134,23 @@ def main(argv=None):
     run.begin(resume_from, saved_order(args.output_dir) if warmstart else None)
 
     for epoch in run.epochs():
-        hard = epoch >= config['hard_negatives_from_epoch']
-        unwrap(model).itm_negatives = config['itm_negatives'] if hard else 'sampled'
+        negatives.begin_epoch(epoch)
         for batch in run.batches():
             with autocast(device, config):
                 out = model(batch['image'], batch['text'], batch['image_key'])
             run.optimize(sum(out[name] for name in LOSSES))
-            run.log(**{name: out[name] for name in METRICS}, temp=unwrap(model).temp)
+            negatives.adapt(out['itm_acc'])
+            beta = {'itm_beta': negatives.beta} if negatives.adapts else {}
+            run.log(**{name: out[name] for name in METRICS}, temp=unwrap(model).temp, **beta)
 
             # GRIT collects the features of this step, from before its update.
-            if is_grouped(epoch + 1, config):
+            if may_be_grouped(epoch + 1, config):
                 collect(collector, batch, out['image_feat'], out['text_feat'])
             similarity.update(out['image_feat'], out['text_feat'])
 
         neighbour, random_pair = similarity.epoch()
         record = run.summary() | {'train_sim_neighbour': neighbour, 'train_sim_random': random_pair}
-        set_next_order(run, epoch + 1, collector, args, config)
+        set_next_order(run, epoch + 1, collector, record, args, config)
         run.end_epoch(record)
         print_rank0(MAJORITY_ITM)
     distributed.close()

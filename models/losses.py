@@ -97,6 +97,9 @@ def hardest_negatives(sim: Tensor, excluded: Tensor) -> Tensor:
     return sim.masked_fill(excluded, -torch.inf).argmax(dim=1)
 
 
-def sampled_negatives(sim: Tensor, excluded: Tensor) -> Tensor:
-    """ALBEF: for each row a candidate drawn with probability softmax(sim) among those not excluded: [B, C] -> [B]."""
-    return torch.multinomial(sim.masked_fill(excluded, -torch.inf).softmax(dim=1), 1)[:, 0]
+def sampled_negatives(sim: Tensor, excluded: Tensor, strength: Tensor | float = 1.0) -> Tensor:
+    """For each row a candidate drawn with probability softmax(strength x sim) among those not excluded: [B, C] -> [B].
+
+    strength: 1 is ALBEF's sampling, 0 draws every candidate alike, and a large one the most similar candidate.
+    """
+    return torch.multinomial((strength * sim).masked_fill(excluded, -torch.inf).softmax(dim=1), 1)[:, 0]

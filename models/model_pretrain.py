@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import losses
 from models.inputs import SpecialTokens, TokenBatch
+from models.itm_negatives import ItmNegatives
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
 
@@ -39,7 +40,7 @@ class PretrainModel(nn.Module):
         self.pad, self.cls, self.mask = tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id
         self.mlm_probability = config['mlm_probability']
         self.consistency_weight = config['consistency_weight']
-        self.itm_negatives = config['itm_negatives']
+        self.negatives = ItmNegatives(config['itm_negatives'], config['itm_target_accuracy'])
         self.exclude_equal_negatives = config['exclude_equal_negatives']
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.bert.grad_checkpointing = config['grad_checkpointing']
@@ -71,22 +72,22 @@ class PretrainModel(nn.Module):
         if self.consistency_weight:
             loss_itc = loss_itc + self.consistency_weight * losses.consistency_loss(sim_i2t, sim_t2i)
 
-        # Fusion of four pairs per image: the positive, the image with its hardest text, the text with its hardest
+        # Fusion of four pairs per image: the positive, the image with its negative text, the text with its negative
         # image, and the image with the masked text.
         excluded = self.excluded_pairs(text.input_ids, image_key)  # [B, B]
         with torch.no_grad():
-            hard_text = self.pick_negatives(sim_i2t, excluded)  # [B]
-            hard_image = self.pick_negatives(sim_t2i, excluded)  # [B]
+            other_text = self.negatives.pick(sim_i2t, excluded)  # [B]
+            other_image = self.negatives.pick(sim_t2i, excluded)  # [B]
         own, atts = torch.arange(batch, device=image.device), text.attention_mask
         fused = bert(
             mode='fusion',
-            hidden=torch.cat([text_embeds, text_embeds[hard_text], text_embeds, masked_embeds]),
-            attention_mask=torch.cat([atts, atts[hard_text], atts, atts]),
+            hidden=torch.cat([text_embeds, text_embeds[other_text], text_embeds, masked_embeds]),
+            attention_mask=torch.cat([atts, atts[other_text], atts, atts]),
             memory=bert.project(image_embeds),
-            memory_index=torch.cat([own, own, hard_image, own]),
+            memory_index=torch.cat([own, own, other_image, own]),
         )  # [4B, L, D]
 
-        # ITM: one positive and two hard negatives per pair.
+        # ITM: one positive and two negatives per pair.
         loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[: 3 * batch, 0]).float(), batch)
 
         # MLM: vocabulary logits at the masked positions only.
@@ -113,11 +114,6 @@ class PretrainModel(nn.Module):
         """Pairs that cannot be negatives: [B, B] bool; officially only the own pair."""
         keys = [] if not self.exclude_equal_negatives else [k for k in (input_ids, image_key) if k is not None]
         return losses.negative_mask(input_ids, *keys)
-
-    def pick_negatives(self, sim: Tensor, excluded: Tensor) -> Tensor:
-        """One negative for each row of sim [B, B] -> [B]: the hardest (GRIT-VLP) or a sampled one (ALBEF)."""
-        pick = losses.hardest_negatives if self.itm_negatives == 'hard' else losses.sampled_negatives
-        return pick(sim, excluded)
 
     def mask_tokens(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the tokens that MLM predicts: [B, L] -> (masked_ids, labels), both [B, L]; labels are -100 elsewhere.

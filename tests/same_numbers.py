@@ -27,7 +27,7 @@ MODEL = (
     'bert_config.num_hidden_layers=2 bert_config.fusion_layer=1 bert_config.num_attention_heads=2 '
     'bert_config.intermediate_size=64 bert_config.encoder_width=32 num_workers=1 print_freq=5 save_every=4'
 )
-GRIT = 'queue_size=16 search_space=8 grit_from_epoch=0 hard_negatives_from_epoch=1'
+GRIT = 'queue_size=16 search_space=8 grit_from_epoch=0 itm_negatives=hard'
 PRETRAIN = f'embed_dim=16 batch_size=4 train_epochs=3 {GRIT}'
 RETRIEVAL = 'embed_dim=16 batch_size_train=8 batch_size_test=8 k_test=4 schedular.epochs=2 queue_size=32'
 NLVR = 'batch_size=16 schedular.epochs=2'

@@ -16,6 +16,8 @@ MODEL = [
     'bert_config.num_attention_heads=2',
     'bert_config.intermediate_size=64',
     'bert_config.encoder_width=32',
+    'bert_config.hidden_dropout_prob=0.1',  # so that a resumed run has a random generator to restore
+    'bert_config.attention_probs_dropout_prob=0.1',
     'num_workers=0',
     'print_freq=1000',
 ]
@@ -32,7 +34,7 @@ TASKS = {
             'search_space=8',
             'train_epochs=2',
             'grit_from_epoch=0',
-            'hard_negatives_from_epoch=0',
+            'itm_negatives=hard',
         ],
     ),
     'retrieval': (

@@ -197,6 +197,11 @@ def check_pretrain(config: Mapping[str, Any], source: str = 'config') -> None:
         )
     if config['sampler'] == 'random':
         return
+    if config['grit_from_epoch'] == 'auto' and 'auto' not in config['itm_negatives'].values():
+        raise InputError(
+            f'{source}: grit_from_epoch: auto needs itm_negatives: auto, whose beta says when ITM is ready; set it, or '
+            'give the first epoch of GRIT'
+        )
     for large, small in (('queue_size', 'search_space'), ('queue_size', 'batch_size'), ('search_space', 'batch_size')):
         if config[large] % config[small]:
             unit = config[small]

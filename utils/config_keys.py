@@ -6,6 +6,8 @@ from typing import Any
 
 PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR, VQA = TASKS = ('pretrain', 'retrieval', 'nlvr_pretrain', 'nlvr', 'vqa')
 REQUIRED = object()
+NEGATIVES = ('uniform', 'sampled', 'hard', 'auto')
+EXAMPLE_SCHEDULE = '{0: uniform, 2: sampled, 6: hard}'
 Check = Callable[[Any], Any]
 
 # ---- checks: each returns the value to use, or raises ValueError with a message "must be ..." ----
@@ -61,6 +63,11 @@ count0 = _check(lambda value: _is_int(value) and value >= 0, 'an integer of at l
 positive = _check(lambda value: _is_number(value) and value > 0, 'a number above 0')
 nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a number of at least 0')
 fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
+count0_or_auto = _check(
+    lambda value: value == 'auto' or _is_int(value) and value >= 0, 'an integer of at least 0, or auto'
+)
+# "no match" for every pair is right two times of three
+itm_accuracy = _check(lambda value: _is_number(value) and 2 / 3 < value < 1, 'a number between 0.667 and 1')
 boolean = _check(lambda value: isinstance(value, bool), 'true or false')
 string = _check(lambda value: isinstance(value, str), 'a string')
 path_or_mapping = _check(lambda value: isinstance(value, (str, dict)), 'a path or a mapping')
@@ -72,6 +79,19 @@ scale = _check(_is_range, 'two numbers [low, high] with 0 < low <= high <= 1')
 betas = _check(_are_betas, 'two numbers from 0 to below 1')
 names = _check(_are_strings, 'a list of names')
 mapping = _check(lambda value: isinstance(value, dict), 'a mapping')
+
+
+def policies(value: Any) -> dict[int, str]:
+    """A policy of ITM's negatives, or {first epoch: policy} -> {first epoch: policy}."""
+    schedule = dict(value) if isinstance(value, dict) else {0: value}
+    if not all(_is_int(epoch) and epoch >= 0 for epoch in schedule):
+        raise ValueError(f'must name epochs from 0 on, as in {EXAMPLE_SCHEDULE}')
+    if any(policy not in NEGATIVES for policy in schedule.values()):
+        raise ValueError(f'must be one of {", ".join(NEGATIVES)}, or a schedule of them like {EXAMPLE_SCHEDULE}')
+    if 0 not in schedule:
+        raise ValueError(f'must name a policy for epoch 0, as in {EXAMPLE_SCHEDULE}')
+    return schedule
+
 
 # ---- keys ----
 
@@ -119,8 +139,12 @@ KEYS = {
     'mlm_probability': _model('share of the tokens that MLM masks', fraction, 0.5, (PRETRAIN,)),
     'consistency_weight': _model('weight of the consistency loss', nonnegative, 0.2, (PRETRAIN,)),
     'itm_negatives': _model(
-        'negatives of ITM: the hardest of the batch, or sampled', one_of('hard', 'sampled'), 'hard', (PRETRAIN,)
+        'negatives of ITM: uniform, sampled, hard (the hardest of the batch) or auto; or `{first epoch: one of them}`',
+        policies,
+        lambda task: {0: 'hard'},
+        (PRETRAIN,),
     ),
+    'itm_target_accuracy': _model('ITM accuracy that `itm_negatives: auto` aims at', itm_accuracy, 0.85, (PRETRAIN,)),
     'exclude_equal_negatives': _model(
         'no negatives with an equal caption or image', boolean, False, (PRETRAIN, NLVR_PRETRAIN)
     ),
@@ -161,8 +185,12 @@ KEYS = {
     'batch_size_test': Key('examples per evaluation step and process', count, REQUIRED, (RETRIEVAL, VQA)),
     'sampler': Key('mini-batches: grouped by GRIT, or random', one_of('grit', 'random'), 'grit', (PRETRAIN,)),
     'search_space': Key('examples that GRIT groups into one chain (M), per process', count, 1920, (PRETRAIN,)),
-    'grit_from_epoch': Key('first epoch of GRIT; epoch 0 is always random', count0, 0, (PRETRAIN,)),
-    'hard_negatives_from_epoch': Key('first epoch of itm_negatives; sampled before', count0, 0, (PRETRAIN,)),
+    'grit_from_epoch': Key(
+        "first epoch of GRIT (epoch 0 is always random), or auto: when ITM reaches its target on ALBEF's negatives",
+        count0_or_auto,
+        0,
+        (PRETRAIN,),
+    ),
     # optimization
     'optimizer': Key('AdamW (section)', mapping),
     'schedular': Key('learning rate schedule (section)', mapping),

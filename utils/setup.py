@@ -52,8 +52,8 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
 
 
 def finish_evaluation(args: argparse.Namespace, record: Mapping[str, Any]) -> None:
-    """End a run of --evaluate: append its metrics to log.txt."""
-    append_log(args.output_dir, record)
+    """End a run of --evaluate: append the checkpoint and its metrics to log.txt."""
+    append_log(args.output_dir, {'checkpoint': args.checkpoint} | dict(record))
     distributed.close()
 
 

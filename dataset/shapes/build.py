@@ -15,19 +15,20 @@ from dataset.shapes.captions import one_word_apart, plural, some_captions
 from dataset.shapes.drawing import draw
 from dataset.shapes.nlvr import FORMS, NUMBER_WORDS, statements
 from dataset.shapes.sampling import draw_scenes
-from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, SIZES, SPLITS, Scene
+from dataset.shapes.scene import COLORS, CONVERSE, RELATION_WORDS, SHAPES, SIZES, SPLITS, Scene
 from dataset.shapes.vqa import ANSWERS, questions
 from utils.errors import InputError
 from utils.files import atomic_write
 
-VERSION = 1  # of what a seed gives; raise it with every change of an image or a row
-SCENES = {'train': 5000, 'val': 300, 'test': 500}
+VERSION = 2  # of what a seed gives; raise it with every change of an image or a row
+SCENES = {'train': 10000, 'val': 300, 'test': 500}
 MARKER = 'world.json'
 JPEG = {'quality': 90, 'subsampling': 0}  # no chroma subsampling: colors are not averaged over neighboring pixels
+WORD_KINDS = {'color': COLORS, 'size': SIZES, 'shape': SHAPES, 'relation': RELATION_WORDS}
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 OTHER_WORDS = (
     *('a', 'an', 'the', 'is', 'are', 'there', 'of', 'and', 'or', 'with', 'what', 'which', 'how', 'many', 'color'),
-    *('colour', 'shape', 'shapes', 'object', 'objects', 'another', 'exactly', 'inside'),
+    *('colour', 'shape', 'shapes', 'object', 'objects', 'another', 'other', 'exactly', 'each'),
 )
 
 
@@ -72,6 +73,7 @@ def encoded_files(scenes: dict[str, list[Scene]], rows: dict[str, list], marker:
             yield image_name(split, number), jpeg(scene)
     for name, listed in rows.items():
         yield name, ('[\n' + ',\n'.join(map(json.dumps, listed)) + '\n]\n').encode()
+    yield 'word_kinds.json', (json.dumps(WORD_KINDS, indent=1) + '\n').encode()
     yield 'vocab/vocab.txt', ('\n'.join(vocabulary()) + '\n').encode()
     yield MARKER, (json.dumps(marker, indent=1) + '\n').encode()
 
@@ -83,7 +85,7 @@ def annotations(split: str, scenes: Sequence[Scene], seed: int) -> dict[str, lis
     )
     images = [image_name(split, number) for number in range(len(scenes))]
     nlvr_split = 'dev' if split == 'val' else split
-    nlvr = statements(statement_rng, nlvr_split, scenes, images, sets=max(3, len(scenes) // 2))
+    nlvr = statements(statement_rng, nlvr_split, scenes, images, sets=len(scenes))
     first_id = 10**7 * SPLITS.index(split)
     vqa = [
         row
@@ -154,9 +156,11 @@ def read_marker(out: Path) -> dict | None:
 
 
 def is_complete(out: Path, marker: dict) -> bool:
-    """Whether all files that the marker lists are still there."""
+    """Whether all files of the dataset are still there."""
     images = [image_name(split, number) for split, count in marker['scenes'].items() for number in range(count)]
-    return all((out / name).is_file() for name in [*marker.get('rows', ()), 'vocab/vocab.txt', *images])
+    return all(
+        (out / name).is_file() for name in [*marker.get('rows', ()), 'word_kinds.json', 'vocab/vocab.txt', *images]
+    )
 
 
 def _describe(marker: dict) -> str:

@@ -1,71 +1,39 @@
-"""Positions of the items of a scene: the stated relation is clearly visible, and no other relation is.
+"""Positions of the items of a scene: each in a cell of its own, on a grid of 4 x 4 cells.
 
-Items that are not said to touch keep `GAP` pixels apart. If one item of the related pair is above the other, the other
-items stay out of the columns of both, so that nothing else is above or below.
+Exactly one pair of items shares a row or a column of the grid, the related pair: its cells are neighbors in a column
+(above) or in a row (beside). So the stated relation is clearly visible, and no other relation is.
 """
 
 from collections.abc import Sequence
 from random import Random
 
-from dataset.shapes.drawing import IMAGE_SIDE, contact_distance
-from dataset.shapes.scene import Item, Place, pick, rand_between
+from dataset.shapes.drawing import IMAGE_SIDE
+from dataset.shapes.scene import Item, Place, rand_below, rand_between, shuffled
 
-MARGIN = 8  # pixels left free along the border, so that a mild crop cuts off no item
-GAP = 6
-RADII = {'small': (11, 13), 'large': (20, 24)}
-INNER, OUTER = (10, 11), (27, 29)  # radii of an item inside another, and of the outer item
-LAYOUTS, TRIES = 40, 12
-
-
-def place(rng: Random, items: Sequence[Item], relation: str) -> tuple[Place, ...] | None:
-    """Places for the items, the first two in their relation; None if `LAYOUTS` attempts found no room."""
-    for _ in range(LAYOUTS):
-        places = place_pair(rng, items[0], items[1], relation)
-        for item in items[2:]:
-            free = place_apart(rng, item, places, clear_of=places[:2] if relation == 'above' else [])
-            if free is None:
-                break
-            places.append(free)
-        if len(places) == len(items):
-            return tuple(places)
-    return None
+GRID = 4
+CELL = IMAGE_SIDE // GRID  # pixels
+RADII = {'small': 10, 'large': 14}
+SHIFT = 3  # pixels; an item is less than this away from the center of its cell, in each direction
 
 
-def place_pair(rng: Random, first: Item, second: Item, relation: str) -> list[Place]:
-    """Places for the related pair, anywhere inside the margins."""
-    if relation == 'inside':
-        radii = rand_between(rng, *INNER), rand_between(rng, *OUTER)
-        dx, dy = rand_between(rng, -1, 1), rand_between(rng, -1, 1)
-    else:
-        radii = rand_between(rng, *RADII[first.size]), rand_between(rng, *RADII[second.size])
-        if relation == 'above':
-            dx, dy = rand_between(rng, -6, 6), sum(radii) + GAP + rand_between(rng, 0, 6)
-        else:
-            dy = rand_between(rng, -3, 3)
-            dx = pick(rng, (-1, 1)) * contact_distance((first.shape, radii[0]), (second.shape, radii[1]), dy)
-    x, y = (
-        rand_between(
-            rng,
-            MARGIN + max(radii[0], radii[1] - shift),
-            IMAGE_SIDE - 1 - MARGIN - max(radii[0], radii[1] + shift),
-        )
-        for shift in (dx, dy)
+def place(rng: Random, items: Sequence[Item], relation: str) -> tuple[Place, ...]:
+    """Places for two to four items, the first two in their relation."""
+    line, start = rand_below(rng, GRID), rand_below(rng, GRID - 1)
+    pair_columns, pair_rows = ([line], [start, start + 1]) if relation == 'above' else ([start, start + 1], [line])
+    free_columns, free_rows = (
+        shuffled(rng, [i for i in range(GRID) if i not in taken]) for taken in (pair_columns, pair_rows)
     )
-    return [Place(x, y, radii[0]), Place(x + dx, y + dy, radii[1])]
+    pair = [(column, row) for row in pair_rows for column in pair_columns]
+    if relation == 'beside':
+        pair = shuffled(rng, pair)  # either order, because the relation is symmetric
+    others = list(zip(free_columns, free_rows, strict=False))  # two cells: a row or a column is left over
+    cells = [*pair, *others[: len(items) - 2]]
+    return tuple(place_in_cell(rng, item, column, row) for item, (column, row) in zip(items, cells, strict=True))
 
 
-def place_apart(rng: Random, item: Item, places: list[Place], clear_of: list[Place]) -> Place | None:
-    """A place apart from all `places` and outside the columns of `clear_of`; None if `TRIES` attempts found none."""
-    for _ in range(TRIES):
-        radius = rand_between(rng, *RADII[item.size])
-        low, high = MARGIN + radius, IMAGE_SIDE - 1 - MARGIN - radius
-        new = Place(rand_between(rng, low, high), rand_between(rng, low, high), radius)
-        is_clear = all(abs(new.x - other.x) >= radius + other.radius + GAP for other in clear_of)
-        if is_clear and all(are_apart(new, other) for other in places):
-            return new
-    return None
-
-
-def are_apart(a: Place, b: Place) -> bool:
-    """Whether the bounding squares keep `GAP` pixels between them."""
-    return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP
+def place_in_cell(rng: Random, item: Item, column: int, row: int) -> Place:
+    """A place near the center of a cell, entirely inside it; flipped, it is a possible place as well."""
+    radius = RADII[item.size]
+    low = max(radius, CELL // 2 - SHIFT)  # pixels that the center keeps from either side of the cell, at least
+    x, y = (CELL * i + rand_between(rng, low, CELL - 1 - low) for i in (column, row))
+    return Place(x, y, radius)

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from dataset.shapes.captions import article, plural
-from dataset.shapes.scene import COLORS, CONVERSE, RELATIONS, SHAPES, Scene, pick, shuffled
+from dataset.shapes.scene import COLORS, CONVERSE, RELATION_WORDS, SHAPES, Scene, pick, shuffled
 from utils.errors import InputError
 
 KINDS = ('presence', 'count', 'relation')
-RELATION_WORDS = tuple(dict.fromkeys((*RELATIONS, *CONVERSE.values())))
 NUMBER_WORDS = {2: 'two', 3: 'three', 4: 'four'}
 
 # {sentence: (two pairs for which it is true, two for which it is false)}; a pair says whether the (left, right) image
@@ -45,9 +44,8 @@ def sights(scene: Scene) -> Iterator[tuple[str, str, str, bool]]:
     for noun, number in nouns.items():
         if number <= 2:  # a scene with one such item is the negative for 'exactly two'
             yield 'count', 'some', f'exactly two {noun}', number == 2
-    yield 'relation', 'any', 'one object inside another', scene.relation == 'inside'
-    if scene.relation != 'inside':  # whether an inner object touches the outer one is ambiguous
-        yield 'relation', 'any', 'two touching objects', scene.relation == 'touching'
+    yield 'relation', 'any', 'one object above another', scene.relation == 'above'
+    yield 'relation', 'any', 'two objects beside each other', scene.relation == 'beside'
     yield from related_sights(scene, [f'{article(item.color)} object' for item in scene.items])
     yield from related_sights(scene, [f'a {item.shape}' for item in scene.items])
 
@@ -59,11 +57,10 @@ def related_sights(scene: Scene, names: list[str]) -> Iterator[tuple[str, str, s
         return
     for a, b, actual in ((first, second, scene.relation), (second, first, CONVERSE[scene.relation])):
         for relation in RELATION_WORDS:
-            if relation != 'touching' or scene.relation != 'inside':
-                yield 'relation', 'pair', f'{a} {relation} {b}', relation == actual
+            yield 'relation', 'pair', f'{a} {relation} {b}', relation == actual
 
 
-def collect_sights(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list, list]]]]:
+def collect_sights(split: str, scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tuple[list, list]]]]:
     """{kind: {group: {sight: (scenes that do not show it, scenes that do)}}} by number, at least two of each.
 
     InputError if a kind has no such sight.
@@ -79,13 +76,13 @@ def collect_sights(scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, tup
             if pools:
                 usable[kind][group] = pools
         if not usable[kind]:
-            raise InputError(f"{len(scenes)} scenes are too few for statements of kind '{kind}': ask for more")
+            raise InputError(f"{len(scenes)} {split} scenes are too few for statements of kind '{kind}': ask for more")
     return usable
 
 
 def statements(rng: Random, split: str, scenes: Sequence[Scene], images: Sequence[str], sets: int) -> list[dict]:
     """NLVR2 rows, four per set, the kinds in turn. Identifiers as in NLVR2: split-set-pair-sentence."""
-    usable, rows = collect_sights(scenes), []
+    usable, rows = collect_sights(split, scenes), []
     for number in range(sets):
         kind = KINDS[number % len(KINDS)]
         pools = usable[kind][pick(rng, list(usable[kind]))]

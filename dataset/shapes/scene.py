@@ -15,10 +15,11 @@ T = TypeVar('T')
 SIZES = ('small', 'large')
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'black')
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'heart', 'diamond', 'ring')
-# Between (first item, second item). None changes when the image is flipped.
-RELATIONS = ('above', 'inside', 'touching')
+# Between (first item, second item). Neither changes when the image is flipped.
+RELATIONS = ('above', 'beside')
 # {relation: the same relation between (second item, first item)}
-CONVERSE = {'above': 'below', 'inside': 'around', 'touching': 'touching'}
+CONVERSE = {'above': 'below', 'beside': 'beside'}
+RELATION_WORDS = ('above', 'below', 'beside')
 SPLITS = ('train', 'val', 'test')
 
 
@@ -42,7 +43,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """`relation` is between `items[0]` and `items[1]`; other items are apart. `places` are in the order of `items`."""
+    """`relation` is between `items[0]` and `items[1]`, and no other pair is related.
+
+    `places` are in the order of `items`.
+    """
 
     items: tuple[Item, ...]
     relation: str
@@ -52,7 +56,7 @@ class Scene:
     @property
     def meaning(self) -> tuple:
         """What a caption says: equal for two scenes if and only if no caption distinguishes them."""
-        pair = self.items[:2] if self.relation != 'touching' else tuple(sorted(self.items[:2]))
+        pair = self.items[:2] if self.relation != 'beside' else tuple(sorted(self.items[:2]))
         return pair, self.relation, tuple(sorted(self.items[2:]))
 
 

@@ -5,7 +5,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from dataset.shapes.captions import article, plural
-from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, Item, Scene, pick, rand_below, shuffled
+from dataset.shapes.scene import COLORS, CONVERSE, RELATION_WORDS, SHAPES, Item, Scene, pick, rand_below, shuffled
 
 YES_NO = ('yes', 'no')
 ANNOTATORS = 10
@@ -39,14 +39,6 @@ CONFUSED = {
     'below': ('above', 'under'),
 }
 ANSWERS = tuple(dict.fromkeys([*CONFUSED, *(word for words in CONFUSED.values() for word in words)]))
-# {relation: relations that are clearly false}. Whether an item inside another touches it is ambiguous: not asked.
-FALSE_RELATIONS = {
-    'above': ('below', 'inside', 'touching'),
-    'below': ('above', 'around', 'touching'),
-    'inside': ('around', 'above', 'below'),
-    'around': ('inside', 'above', 'below'),
-    'touching': ('inside', 'above', 'below'),
-}
 
 
 class Question(NamedTuple):
@@ -90,7 +82,7 @@ def count_question(rng: Random, scene: Scene) -> Question:
 
 
 def relation_question(rng: Random, scene: Scene) -> Question:
-    """Which item is above (below, inside, around, touching) another, or whether an item is above or below another."""
+    """Which item is above (below, beside) another, or whether an item is above or below another."""
     (a, b), relation = scene.items[:2], scene.relation
     if rand_below(rng, 2):
         a, b, relation = b, a, CONVERSE[relation]
@@ -132,7 +124,7 @@ def ask_kind(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
 def ask_relation(rng: Random, scene: Scene, truth: bool) -> tuple[str, str]:
     a, b = shuffled(rng, scene.items[:2])
     relation = scene.relation if a == scene.items[0] else CONVERSE[scene.relation]
-    stated = relation if truth else pick(rng, FALSE_RELATIONS[relation])
+    stated = relation if truth else pick(rng, [word for word in RELATION_WORDS if word != relation])
     return f'is the {unambiguous_name(rng, scene, a)} {stated} the {unambiguous_name(rng, scene, b)}?', 'is the'
 
 

@@ -14,7 +14,8 @@ def dataset_of(shapes, tokenizer, tmp_path):
 
     def dataset_of(rows):
         file = write_rows(tmp_path / 'rows.json', rows)
-        return PretrainDataset(resolved('pretrain', shapes, f'train_file={file}'), tokenizer, seed=0)
+        settings = (f'train_file={file}', 'crop_scale=[0.2, 1.0]')
+        return PretrainDataset(resolved('pretrain', shapes, *settings), tokenizer, seed=0)
 
     return dataset_of
 

@@ -100,7 +100,8 @@ def test_each_stage_reports_what_it_loaded(shapes, tmp_path, pretrained, assigne
 def test_evaluation_agrees_with_the_run(shapes, tmp_path, tuned, pretrained):
     NLVR.main(evaluating(shapes, tmp_path, tuned, 'train_file=[nowhere.json]'))
     last = read_log(tuned.parent)[1]
-    assert read_log(tmp_path) == [{key: last[key] for key in last if key.startswith(('val_', 'test_'))}]
+    metrics = {key: last[key] for key in last if key.startswith(('val_', 'test_'))}
+    assert read_log(tmp_path) == [{'checkpoint': str(tuned)} | metrics]
     of_run = tuned.parent / 'result' / 'nlvr_test_epoch1.jsonl'
     assert (tmp_path / 'result' / 'nlvr_test.jsonl').read_text() == of_run.read_text()
     with pytest.raises(ValueError, match='checkpoint_01.pth does not fit this model: missing keys: cls_head.0.weight'):
@@ -116,7 +117,7 @@ def test_text_assignment_can_be_evaluated(shapes, tmp_path, assigned):
     Pretrain_nlvr.main(argv)
     Pretrain_nlvr.main(argv)
     first, second = read_log(tmp_path)
-    assert first == second and first.keys() == {'val_loss'} and not list(tmp_path.glob('*.pth'))
+    assert first == second and first.keys() == {'checkpoint', 'val_loss'} and not list(tmp_path.glob('*.pth'))
 
 
 # ---- any number of processes ----
@@ -147,7 +148,7 @@ def test_two_processes_with_workers(shapes, tmp_path, assigned):
     check_run(NLVR.main, argv, tmp_path / 'log', 2)
     assert [record['epoch'] for record in read_log(tmp_path / 'out')] == [0]
     printed = tail(tmp_path / 'log', lines=1000)
-    assert '3 steps per epoch' in printed  # 124 statements in batches of 16 on two processes
+    assert '7 steps per epoch' in printed  # 248 statements in batches of 16 on two processes
 
 
 # ---- resumption ----
@@ -219,7 +220,7 @@ def test_distillation_warms_up_and_the_copies_start_as_the_loaded_weights(shapes
         ),
     )
     NLVR.main(arguments('nlvr', shapes, tmp_path, *DISTILL, flags=['--checkpoint', str(assigned)]))
-    steps = 7
+    steps = 15
     assert alphas == pytest.approx([0.4 * i / steps for i in range(steps)] + [0.4] * steps)
     assert copies == [True] + [False] * (2 * steps - 1)
 
@@ -237,7 +238,8 @@ def test_eval_ema_evaluates_the_momentum_copy(shapes, averaged, tmp_path):
     """--evaluate gives the metrics and predictions of the log; with the copy as the model, they are the same."""
     NLVR.main(evaluating(shapes, tmp_path / 'copy', averaged, *DISTILL, 'eval_ema=true'))
     last = read_log(averaged.parent)[1]
-    assert read_log(tmp_path / 'copy') == [{key: last[key] for key in last if key.startswith(('val_', 'test_'))}]
+    metrics = {key: last[key] for key in last if key.startswith(('val_', 'test_'))}
+    assert read_log(tmp_path / 'copy') == [{'checkpoint': str(averaged)} | metrics]
 
     state = weights(averaged)
     names = [key for key in state if '_m.' not in key]
@@ -271,7 +273,9 @@ def evaluate_rows(shapes, tmp_path, tuned, rows, *settings):
     """The record of an evaluation of some rows."""
     settings = (f'val_file={write_rows(tmp_path / "rows.json", rows)}', 'test_file=null', *settings)
     NLVR.main(evaluating(shapes, tmp_path / 'out', tuned, *settings))
-    return read_log(tmp_path / 'out')[0]
+    record = read_log(tmp_path / 'out')[0]
+    assert record.pop('checkpoint') == str(tuned)
+    return record
 
 
 def test_rows_without_identifier_or_kind_have_only_accuracy(shapes, tmp_path, tuned):

@@ -7,6 +7,7 @@ import torch
 
 import Pretrain
 from dataset.samplers import EpochBatches
+from models import itm_negatives
 from tests.helpers import differing, examples_of, read_lines, read_log, read_pth, read_rows, weights, write_rows
 from tests.processes import launch
 from tests.tiny import arguments
@@ -54,7 +55,8 @@ def test_a_new_run_in_a_used_folder_keeps_the_earlier_log(shapes, tmp_path):
         'consistency_weight=0',
         'itm_negatives=sampled',
         'mlm_probability=0.15',
-        'hard_negatives_from_epoch=1',
+        'itm_negatives=uniform',
+        'itm_negatives=auto',
         'clip_grad_norm=1.0',
         'precision=bf16',
     ],
@@ -73,8 +75,8 @@ def test_what_changes_no_number_of_the_first_epoch(shapes, tmp_path, pretrained,
 
 @pytest.mark.slow
 def test_a_warm_up_before_mining_changes_the_epochs_it_should(shapes, tmp_path):
-    """Random batches before grit_from_epoch are those of the random sampler; sampled negatives before hard ones
-    likewise.
+    """Random batches before grit_from_epoch are those of the random sampler, and a schedule of negatives uses each
+    policy in its epochs.
     """
 
     def run(name, *settings):
@@ -89,8 +91,32 @@ def test_a_warm_up_before_mining_changes_the_epochs_it_should(shapes, tmp_path):
     assert not torch.equal(grit_plan['order'], later_plan['order'])
     assert later == never and grit[0] == never[0] and grit[1] != never[1]
     sampled, _ = run('sampled', 'itm_negatives=sampled')
-    soft_start, _ = run('soft start', 'hard_negatives_from_epoch=1')
+    soft_start, _ = run('soft start', 'itm_negatives={0: sampled, 1: hard}')
     assert soft_start[0] == sampled[0] != grit[0] and soft_start[1] != sampled[1]
+
+
+def test_negatives_that_adapt_log_and_save_their_beta(shapes, tmp_path):
+    Pretrain.main(arguments('pretrain', shapes, tmp_path, 'itm_negatives=auto', 'itm_target_accuracy=0.7'))
+    saved = [read_pth(tmp_path / f'checkpoint_0{epoch}.pth') for epoch in (0, 1)]
+    betas = [content['ranks'][0]['itm_negatives']['beta'].item() for content in saved]
+    assert betas[0] != betas[1] or betas[1] == pytest.approx(0.02)
+    for record in read_log(tmp_path):
+        assert 0.0199 < record['train_itm_beta'] <= 50
+    assert not any('beta' in name or 'negatives' in name for name in saved[1]['model'])
+
+
+@pytest.mark.parametrize('beta, grouped', [(0.5, False), (3.0, True)])
+def test_grit_may_begin_when_beta_reaches_1(shapes, tmp_path, monkeypatch, beta, grouped):
+    """The first epoch's mean beta decides whether the second is grouped."""
+    monkeypatch.setattr(itm_negatives, 'BETA_RANGE', (beta, beta))
+    settings = ('itm_negatives=auto', 'grit_from_epoch=auto')
+    Pretrain.main(arguments('pretrain', shapes, tmp_path / 'auto', *settings))
+    Pretrain.main(arguments('pretrain', shapes, tmp_path / 'random', 'itm_negatives=auto', 'sampler=random'))
+    orders = [
+        read_pth(tmp_path / name / 'checkpoint_00.pth')['ranks'][0]['plan']['order'] for name in ('auto', 'random')
+    ]
+    assert torch.equal(*orders) != grouped
+    assert read_log(tmp_path / 'auto')[0]['train_itm_beta'] == pytest.approx(beta)
 
 
 def test_warm_start_uses_the_saved_order(shapes, tmp_path, pretrained, monkeypatch):
@@ -143,6 +169,7 @@ def test_evaluation_adds_a_record_and_trains_nothing(shapes, tmp_path, pretraine
     Pretrain.main(argv)
     Pretrain.main(argv)
     first, second = read_log(tmp_path)
+    assert first.pop('checkpoint') == second.pop('checkpoint') == str(pretrained)
     assert first.keys() == {'val_loss_mlm', 'val_loss_itc', 'val_loss_itm', 'val_itm_acc'}
     assert first == second and not list(tmp_path.glob('*.pth'))
 

@@ -170,6 +170,7 @@ def test_recall_is_that_of_the_scores(shapes, best, tmp_path):
 def test_evaluation_inside_a_run_is_that_of_its_checkpoint(shapes, fine_tuned, tmp_path):
     Retrieval.main(evaluating(shapes, tmp_path, fine_tuned / 'checkpoint_01.pth'))
     (record,), of_run = read_log(tmp_path), read_log(fine_tuned)[1]
+    assert record.pop('checkpoint') == str(fine_tuned / 'checkpoint_01.pth')
     assert record == {key: value for key, value in of_run.items() if key.startswith(('val_', 'test_'))}
 
 

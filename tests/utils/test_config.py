@@ -34,6 +34,14 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
         ('vit.dept=2', 'unknown key vit.dept; the nearest known key is vit.depth'),
         ('batch_size=eight', "batch_size must be an integer of at least 1, not 'eight'"),
         ('batch_size=1', 'batch_size must be at least 2'),
+        ('itm_negatives=easy', "must be one of uniform, sampled, hard, auto, or a schedule of them .*, not 'easy'"),
+        ('itm_negatives={0: easy}', 'must be one of uniform, sampled, hard, auto'),
+        ('itm_negatives={2: hard}', 'itm_negatives must name a policy for epoch 0'),
+        ('itm_negatives={0: hard, late: auto}', 'itm_negatives must name epochs from 0 on'),
+        ('itm_negatives={}', 'itm_negatives must name a policy for epoch 0'),
+        ('itm_target_accuracy=0.6', 'itm_target_accuracy must be a number between 0.667 and 1'),
+        ('grit_from_epoch=auto', 'grit_from_epoch: auto needs itm_negatives: auto'),
+        ('grit_from_epoch=-1', 'grit_from_epoch must be an integer of at least 0, or auto'),
         ('queue_size=1000', 'queue_size 1000 must be a multiple of search_space 640; take 640 or 1280'),
         ('search_space=100', 'must be a multiple of'),
         ('schedular.lr=1', 'schedular.lr 1 differs from optimizer.lr'),
@@ -71,7 +79,7 @@ def test_random_batches_need_no_queues():
 
 def test_overrides_reach_into_sections_and_files():
     config, _ = resolved('optimizer.lr=1e-4', 'schedular.lr=1e-4', 'vit.depth=2', 'init_deit=weights.pth')
-    assert config['optimizer']['lr'] == 1e-4 and config['vit']['depth'] == 2 and config['vit']['patch_size'] == 8
+    assert config['optimizer']['lr'] == 1e-4 and config['vit']['depth'] == 2 and config['vit']['num_heads'] == 4
     overridden = apply_overrides(read_yaml('configs/Pretrain.yaml'), ['bert_config.fusion_layer=3'])
     config, _ = resolve('pretrain', overridden, '')
     assert config['bert_config']['fusion_layer'] == 3 and config['bert_config']['hidden_size'] == 768

@@ -1,7 +1,6 @@
 """The synthetic dataset: determined by the seed, with unambiguous captions, and with no combination in two splits."""
 
 import hashlib
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -16,16 +16,16 @@ from dataset.annotations import load_annotations
 from dataset.shapes import build, make_dataset, vocabulary
 from dataset.shapes.captions import all_captions, one_word_apart
 from dataset.shapes.drawing import draw
-from dataset.shapes.sampling import Distinct, draw_scenes, partners
-from dataset.shapes.scene import COLORS, CONVERSE, SHAPES, SIZES, SPLITS
+from dataset.shapes.sampling import Distinct, draw_scene, draw_scenes, partners, vary
+from dataset.shapes.scene import COLORS, SHAPES, SIZES, SPLITS
 from dataset.shapes.vqa import ANSWERS
 from dataset.text import pre_caption, pre_question
-from tests.dataset.shapes.tools import SCENE_COUNTS, VQA, read
+from models.tokenization_bert import create_tokenizer
+from tests.dataset.shapes.tools import ITEM, SCENE_COUNTS, VQA, as_list, parse_caption, read
 from utils.config import read_yaml, resolve
 from utils.errors import InputError
 
 NLVR = ('nlvr_train.json', 'nlvr_dev.json', 'nlvr_test.json')
-ITEM = re.compile(rf'a ({"|".join(SIZES)}) ({"|".join(COLORS)}) ({"|".join(SHAPES)})')
 
 
 @pytest.fixture(scope='module')
@@ -54,13 +54,13 @@ def test_texts_of_a_seed_never_change(folder):
     for name in sorted(path.name for path in folder.glob('*.json')):
         digest.update((folder / name).read_bytes())
     digest.update((folder / 'vocab/vocab.txt').read_bytes())
-    assert (build.VERSION, digest.hexdigest()[:16]) == (1, '59a2b139074c7a8f')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (2, '62abb912239a8985')
 
 
 def test_pixels_of_a_seed_never_change(scenes):
     """The bytes of the JPEG files depend on the encoder; its input does not."""
     digest = hashlib.sha256(b''.join(draw(scene).tobytes() for scene in scenes['test'][:60]))
-    assert (build.VERSION, digest.hexdigest()[:16]) == (1, '5c905a515dbac9f5')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (2, '31f8f072bd6fe96a')
 
 
 def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(scenes):
@@ -91,12 +91,13 @@ def test_reuse_refusal_and_repair(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, 'atomic_write', lambda path, *_, **__: pytest.fail(f'{path} written again'))
     assert make_dataset(tmp_path / 'w', 3, sizes)['reused']
-    with pytest.raises(InputError, match=r'world.json is of another dataset \(version 1, seed 3.*remove'):
+    with pytest.raises(InputError, match=r'world.json is of another dataset \(version 2, seed 3.*remove'):
         make_dataset(tmp_path / 'w', 4, sizes)
 
     monkeypatch.setattr(build, 'atomic_write', atomic_write)
-    (tmp_path / 'w/images/val/00007.jpg').unlink()
-    assert not make_dataset(tmp_path / 'w', 3, sizes)['reused']
+    for name in ('images/val/00007.jpg', 'nlvr_dev.json', 'word_kinds.json', 'vocab/vocab.txt'):
+        (tmp_path / 'w' / name).unlink()
+        assert not make_dataset(tmp_path / 'w', 3, sizes)['reused']
     assert contents(tmp_path / 'w') == contents(tmp_path / 'straight')
 
 
@@ -108,8 +109,11 @@ def test_a_marker_of_another_program_is_refused(tmp_path, content):
 
 
 def test_impossible_sizes_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match='2 scenes are too few'):
-        make_dataset(tmp_path, 0, {'train': 2})
+    for split, named in (('train', 'train'), ('val', 'dev'), ('test', 'test')):
+        for count in (3, 0, -1):
+            with pytest.raises(InputError, match=rf"^\d {named} scenes are too few for statements of kind '\w+': ask"):
+                make_dataset(tmp_path, 0, SCENE_COUNTS | {split: count})
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Distinct, 'accepts', lambda self, scene: False)
     with pytest.raises(InputError, match='only 0 of 1 val scenes can be told apart: ask for fewer'):
         draw_scenes('val', 1, seed=0)
@@ -137,9 +141,9 @@ def test_annotations_load(folder):
         'nlvr': ['nlvr_train', 'nlvr_dev', 'nlvr_test'],
         'vqa': ['vqa_train', 'vqa_val', 'vqa_test', 'vqa_test_annotated'],
     }
-    assert {f'{name}.json' for names in kinds.values() for name in names} | {'answer_list.json', 'world.json'} == {
-        path.name for path in folder.glob('*.json')
-    }
+    assert {f'{name}.json' for names in kinds.values() for name in names} | {
+        *('answer_list.json', 'word_kinds.json', 'world.json')
+    } == {path.name for path in folder.glob('*.json')}
     for kind, names in kinds.items():
         for name in names:
             rows = load_annotations(folder / f'{name}.json', kind)
@@ -162,8 +166,22 @@ def test_vocabulary_contains_every_word(folder):
         assert answer in ANSWERS and answer in read(folder / 'answer_list.json')
 
 
-def as_list(caption):
-    return caption if isinstance(caption, list) else [caption]
+def test_word_kinds_partition_what_a_caption_states(folder):
+    """Each word is one token and of one kind; a caption has a size, a color and a shape per item, and a relation."""
+    kinds = read(folder / 'word_kinds.json')
+    assert list(kinds) == ['color', 'size', 'shape', 'relation']
+    words = [word for listed in kinds.values() for word in listed]
+    assert len(words) == len(set(words)) == len(COLORS) + len(SIZES) + len(SHAPES) + 3
+    tokenizer = create_tokenizer(str(folder / 'vocab'))
+    assert [tokenizer.tokenize(word) for word in words] == [[word] for word in words]
+    shown = set()
+    for row in read(folder / 'pretrain.json'):
+        for caption in as_list(row['caption']):
+            items, tokens = len(ITEM.findall(caption)), tokenizer.tokenize(pre_caption(caption, 30))
+            found = {kind: [token for token in tokens if token in kinds[kind]] for kind in kinds}
+            assert {kind: len(found[kind]) for kind in kinds} == {**dict.fromkeys(kinds, items), 'relation': 1}
+            shown.update(*found.values())
+    assert shown == set(words)
 
 
 # ---- combinations of items in the splits ----
@@ -193,18 +211,8 @@ def test_each_kind_of_item_is_in_every_split():
 def test_training_shows_every_value(scenes):
     shown = {value for scene in scenes['train'] for item in scene.items for value in item}
     assert shown == {*SIZES, *COLORS, *SHAPES}
-    assert {scene.relation for scene in scenes['train']} == set(CONVERSE)
+    assert {scene.relation for scene in scenes['train']} == {'above', 'beside'}
     assert {len(scene.items) for scene in scenes['train']} == {2, 3, 4}
-
-
-def parse_caption(caption):
-    """(items, related pair, relation) of a caption, from its words only."""
-    items = ITEM.findall(caption)
-    relation = re.search(r'(above|below|inside|around|touching)', caption).group()
-    forward = {word: (name, True) for name, word in CONVERSE.items()} | {name: (name, False) for name in CONVERSE}
-    name, is_converse = forward[relation]
-    pair = items[1::-1] if is_converse else items[:2]
-    return set(items), frozenset(pair) if name == 'touching' else tuple(pair), name
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -215,37 +223,48 @@ def test_a_caption_is_true_of_one_image(scenes, split):
     meanings = [parse_caption(row[0]) for row in captions]
     for row, meaning in zip(captions, meanings, strict=True):
         assert all(parse_caption(caption) == meaning for caption in row)
-    for (items, pair, relation), (others, other_pair, other_relation) in combinations(meanings, 2):
+    for (items, relation, pair), (others, other_relation, other_pair) in combinations(meanings, 2):
         if items <= others or items >= others:
-            assert items == others and set(pair) == set(other_pair)
-            assert relation != other_relation or tuple(pair) != tuple(other_pair)
+            assert items == others and set(pair) == set(other_pair) and (relation, pair) != (other_relation, other_pair)
 
 
-def test_distinct_refuses_scenes_that_captions_do_not_distinguish(scenes):
-    scene = next(scene for scene in scenes['test'] if len(scene.items) == 4 and scene.relation == 'above')
+@pytest.mark.parametrize('relation', ['above', 'beside'])
+def test_distinct_refuses_scenes_that_captions_do_not_distinguish(scenes, relation):
+    scene = next(scene for scene in scenes['test'] if len(scene.items) == 4 and scene.relation == relation)
+    swapped = replace(scene, items=(scene.items[1], scene.items[0], *scene.items[2:]))
     register = Distinct()
     assert register.accepts(scene)
     assert not register.accepts(scene)
     assert not register.accepts(replace(scene, items=scene.items[:3]))  # true of the first as well
     assert not register.accepts(replace(scene, items=scene.items[::-1]))  # the same items, another pair
-    assert register.accepts(replace(scene, items=(scene.items[1], scene.items[0], *scene.items[2:])))
+    assert register.accepts(swapped) == (relation == 'above')  # beside is symmetric
+    assert register.accepts(replace(scene, relation='beside' if relation == 'above' else 'above'))
+
+
+def differ_in_one_word(first, second):
+    first, second = first.split(), second.split()
+    return len(first) == len(second) and sum(a != b for a, b in zip(first, second, strict=True)) == 1
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_variant_differs_in_one_word(split):
+    rng, words = Random(0), set()
+    for _ in range(500):
+        base = draw_scene(rng, split)
+        variant = vary(rng, base, split)
+        pairs = [(a, b) for a in all_captions(base) for b in all_captions(variant) if differ_in_one_word(a, b)]
+        assert pairs and parse_caption(pairs[0][0]) != parse_caption(pairs[0][1])
+        words |= set(pairs[0][0].split()).symmetric_difference(pairs[0][1].split())
+    assert words >= {*SIZES, *COLORS, *SHAPES, 'above', 'below', 'beside'}
 
 
 def test_many_test_captions_are_one_word_apart(folder):
     rows = read(folder / 'retrieval_test.json')
-    captions = [(caption.split(), i) for i, row in enumerate(rows) for caption in row['caption']]
-
-    def is_one_word_apart(words, owner):
-        return any(
-            owner != other
-            and len(words) == len(other_words)
-            and sum(a != b for a, b in zip(words, other_words, strict=True)) == 1
-            for other_words, other in captions
-        )
-
-    share = sum(is_one_word_apart(*caption) for caption in captions) / len(captions)
+    captions = [(caption, i) for i, row in enumerate(rows) for caption in row['caption']]
+    close = [any(i != j and differ_in_one_word(ours, other) for other, j in captions) for ours, i in captions]
+    share = sum(close) / len(close)
     assert share > 0.5
-    assert one_word_apart([' '.join(words) for words, _ in captions], [i for _, i in captions]) == share
+    assert one_word_apart(*zip(*captions, strict=True)) == share
     assert read(folder / 'world.json')['test_captions_one_word_apart'] == round(share, 4)
 
 

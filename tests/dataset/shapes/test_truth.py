@@ -1,108 +1,14 @@
-"""The texts of the synthetic dataset are true of its images: captions, statements and questions."""
+"""Statements and questions of the synthetic dataset, parsed from their words, are true of its scenes."""
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import replace
-from itertools import combinations
-
-import numpy as np
-import pytest
-from PIL import Image, ImageOps
 
 from dataset.shapes.captions import plural
-from dataset.shapes.drawing import IMAGE_SIDE, RGB, draw, shape_mask
-from dataset.shapes.layout import GAP
-from dataset.shapes.sampling import draw_scenes
-from dataset.shapes.scene import CONVERSE, SHAPES, SPLITS
+from dataset.shapes.scene import CONVERSE, SHAPES
 from dataset.shapes.vqa import ANSWERS
-from tests.dataset.shapes.tools import SCENE_COUNTS, VQA, read
+from tests.dataset.shapes.tools import VQA, read
 
 NLVR = {'train': 'nlvr_train.json', 'dev': 'nlvr_dev.json', 'test': 'nlvr_test.json'}
-
-
-@pytest.fixture(scope='module')
-def scenes():
-    return {split: draw_scenes(split, 80, seed=0) for split in SPLITS}
-
-
-@pytest.fixture(scope='module')
-def scene_of():
-    """{image path: scene} of the small dataset."""
-    return {
-        f'images/{split}/{number:05d}.jpg': scene
-        for split, count in SCENE_COUNTS.items()
-        for number, scene in enumerate(draw_scenes(split, count, seed=0))
-    }
-
-
-# ---- the images ----
-
-
-def coverage(scene, i, solid=False):
-    """[side, side] bool, the pixels of item i of a scene. solid: including the hole of a ring."""
-    item, place = scene.items[i], scene.places[i]
-    mask = np.zeros((IMAGE_SIDE, IMAGE_SIDE), bool)
-    rows, columns = (slice(center - place.radius, center + place.radius + 1) for center in (place.y, place.x))
-    shape = 'circle' if solid and item.shape == 'ring' else item.shape
-    mask[rows, columns] = np.asarray(shape_mask(shape, place.radius)) > 127
-    return mask
-
-
-def grown(mask, pixels):
-    out = mask.copy()
-    for dy in range(-pixels, pixels + 1):
-        for dx in range(-pixels, pixels + 1):
-            out |= np.roll(mask, (dy, dx), (0, 1))
-    return out
-
-
-def bounds(mask, axis):
-    """First and last index along the other axis at which the mask is set."""
-    found = np.flatnonzero(mask.any(axis))
-    return found[0], found[-1]
-
-
-def test_relations_are_visible(scenes):
-    for scene in [scene for split in SPLITS for scene in scenes[split]]:
-        masks = [coverage(scene, i, solid=True) for i in range(len(scene.items))]
-        rows, columns = ([bounds(mask, axis) for mask in masks] for axis in (1, 0))
-        if scene.relation == 'above':
-            assert rows[0][1] < rows[1][0]
-            for start, end in columns[2:]:
-                assert end < min(columns[0][0], columns[1][0]) or start > max(columns[0][1], columns[1][1])
-        elif scene.relation == 'inside':
-            assert not (grown(masks[0], 1) & ~masks[1]).any()
-        else:
-            assert (coverage(scene, 0) & grown(coverage(scene, 1), 1)).any()
-            assert abs(scene.places[0].y - scene.places[1].y) <= 3
-        for i, j in combinations(range(len(masks)), 2):
-            if scene.relation == 'above' or (i, j) != (0, 1):
-                assert not (grown(masks[i], GAP // 2) & masks[j]).any()
-
-
-def test_a_flipped_image_is_the_image_of_the_flipped_scene(scenes):
-    for scene in scenes['train'][:60]:
-        flipped = replace(scene, places=tuple(p._replace(x=IMAGE_SIDE - 1 - p.x) for p in scene.places))
-        assert ImageOps.mirror(draw(scene)).tobytes() == draw(flipped).tobytes()
-
-
-def test_colors_survive_jpeg_and_shrinking(folder, scene_of):
-    """Every item is nearest to its own color at 64 pixels, the resolution of the configurations."""
-    palette = np.array(list(RGB.values()))
-    for image, scene in scene_of.items():
-        with Image.open(folder / image) as file:
-            assert file.format == 'JPEG' and file.size == (IMAGE_SIDE, IMAGE_SIDE)
-            pixels = np.asarray(file.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-        for i, item in enumerate(scene.items):
-            seen = coverage(scene, i)
-            if i == 1 and scene.relation == 'inside':
-                seen &= ~grown(coverage(scene, 0), 3)
-            core = seen.reshape(64, 2, 64, 2).all((1, 3))
-            nearest = np.abs(pixels[core][:, None] - palette).sum(2).argmin(1)
-            assert Counter(nearest).most_common(1)[0][0] == list(RGB).index(item.color), (image, item)
-
-
-# ---- the statements and the questions, each parsed from its words ----
 
 
 def matching_items(scene, words):
@@ -124,11 +30,11 @@ def count_items(scene, plural_name):
 def shows(scene, sight):
     if match := re.fullmatch(r'exactly (\w+) (.*)', sight):
         return count_items(scene, match[2]) == ['zero', 'one', 'two', 'three', 'four'].index(match[1])
-    if sight == 'one object inside another':
-        return scene.relation == 'inside'
-    if sight == 'two touching objects':
-        return scene.relation == 'touching'
-    if match := re.fullmatch(r'(an? .*) (above|below|inside|around|touching) (an? .*)', sight):
+    if sight == 'one object above another':
+        return scene.relation == 'above'
+    if sight == 'two objects beside each other':
+        return scene.relation == 'beside'
+    if match := re.fullmatch(r'(an? .*) (above|below|beside) (an? .*)', sight):
         return related(scene, match[1], match[2], match[3])
     return bool(matching_items(scene, sight))
 
@@ -182,7 +88,7 @@ def answer(scene, question):
         return str(count_items(scene, match[1]))
     if match := re.fullmatch(r'is the (.*) above or below the (.*)\?', question):
         return 'above' if related(scene, match[1], 'above', match[2]) else 'below'
-    if match := re.fullmatch(r'is the (.*) (above|below|inside|around|touching) the (.*)\?', question):
+    if match := re.fullmatch(r'is the (.*) (above|below|beside) the (.*)\?', question):
         return 'yes' if related(scene, *match.groups()) else 'no'
     if match := re.fullmatch(r'is there an? (.*)\?', question):
         return 'yes' if matching_items(scene, match[1]) else 'no'

@@ -1,0 +1,153 @@
+"""GRIT against random mini-batches on the synthetic dataset: the runs and the tables of docs/experiments.md.
+
+    python benchmarks/compare_pretraining.py --arms random grit --seeds 0 1 2
+
+An arm is configs/shapes/Pretrain.yaml with some keys changed. Every run is `Pretrain.py` with one thread and then
+`Retrieval.py --evaluate` on the unseen scenes of the test split. All arms of one seed start from the same weights and
+are the same run, to the bit, as long as their settings agree. A second call continues interrupted runs, skips finished
+ones and prints the table again.
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from utils.arguments import Parser, positive_int  # noqa: E402
+from utils.entry import run_main  # noqa: E402
+from utils.errors import InputError  # noqa: E402
+from utils.files import atomic_write  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+SAMPLED = 'itm_negatives={0: uniform, 2: sampled}'
+AUTO = 'itm_negatives=auto'
+
+
+def epochs(count: int) -> list[str]:
+    return [f'train_epochs={count}', f'schedular.epochs={count}']
+
+
+# {name: (what it is, changed keys)}; the configuration itself has 8 epochs.
+ARMS = {
+    'random': ('random batches, sampled negatives from epoch 2', ['sampler=random', SAMPLED]),
+    'random-12': ('the same, 12 epochs', ['sampler=random', SAMPLED, *epochs(12)]),
+    'random-16': ('the same, 16 epochs', ['sampler=random', SAMPLED, *epochs(16)]),
+    'random-hard': (
+        'random batches, the hardest negative from epoch 5',
+        ['sampler=random', 'itm_negatives={0: uniform, 2: sampled, 5: hard}'],
+    ),
+    'grit': ('GRIT and the hardest negative from epoch 5', ['itm_negatives={0: uniform, 2: sampled, 5: hard}']),
+    'grit-sampled': ('GRIT from epoch 5, sampled negatives from epoch 2', [SAMPLED]),
+    'grit-auto': ('`itm_negatives: auto`, GRIT from epoch 3', [AUTO, 'grit_from_epoch=3']),
+    'auto': ('`itm_negatives: auto`, `grit_from_epoch: auto`', [AUTO, 'grit_from_epoch=auto']),
+    'auto-95': (
+        'the same with `itm_target_accuracy: 0.95`',
+        [AUTO, 'grit_from_epoch=auto', 'itm_target_accuracy=0.95'],
+    ),
+    'official': ('GRIT and the hardest negative from the start', ['itm_negatives=hard', 'grit_from_epoch=0']),
+}
+METRICS = {
+    'ITC mean': 'test_itc_r_mean',
+    'TR@1': 'test_itc_txt_r1',
+    'IR@1': 'test_itc_img_r1',
+    're-ranked mean': 'test_r_mean',
+    're-ranked TR@1': 'test_txt_r1',
+    're-ranked IR@1': 'test_img_r1',
+}
+lock = threading.Lock()
+
+
+def last_record(folder: Path) -> dict[str, Any] | None:
+    """The last record of a folder's log.txt; None if there is none."""
+    path = folder / 'log.txt'
+    return json.loads(path.read_text().splitlines()[-1]) if path.is_file() else None
+
+
+def run_script(command: Sequence[str], log: Path) -> None:
+    """Run one script with one thread; its output goes to a file. InputError with its last lines if it fails."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    with open(log, 'a', encoding='utf-8') as file:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file)
+    if done.returncode:
+        last = ' '.join(log.read_text(encoding='utf-8').splitlines()[-3:])
+        raise InputError(f'{shlex.join(["python", *command])} failed (exit code {done.returncode}): {last}; see {log}')
+
+
+def run_arm(arm: str, seed: int, data: str, out: Path) -> None:
+    """Pre-train one arm with one seed and evaluate its last checkpoint; result.json is written last."""
+    folder = out / f'{arm}-seed{seed}'
+    if (folder / 'result.json').is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    common = ['--text_encoder', f'{data}/vocab', '--device', 'cpu', '--set', f'image_root={data}']
+    settings = [f'train_file={data}/pretrain.json', *ARMS[arm][1]]
+    command = ['Pretrain.py', '--config', 'configs/shapes/Pretrain.yaml', '--output_dir', f'{folder}/pretrain']
+    command += ['--seed', str(seed), '--resume', *common, *(word for item in settings for word in ('--set', item))]
+    run_script(command, folder / 'output.txt')
+    trained = last_record(folder / 'pretrain')
+    minutes = (time.perf_counter() - started) / 60
+    command = ['Retrieval.py', '--config', 'configs/shapes/Retrieval.yaml', '--output_dir', f'{folder}/zero_shot']
+    command += ['--evaluate', '--checkpoint', f'{folder}/pretrain/checkpoint_{trained["epoch"]:02d}.pth', *common]
+    command += ['--set', 'val_file=null', '--set', f'test_file={data}/retrieval_test.json']
+    run_script(command, folder / 'output.txt')
+    found = last_record(folder / 'zero_shot')
+    result = {name: found[key] for name, key in METRICS.items()}
+    result |= {'ITM accuracy': trained['train_itm_acc'], 'minutes': minutes}
+    with atomic_write(folder / 'result.json') as file:
+        json.dump(result, file, indent=1)
+    with lock:
+        print(f'{arm}, seed {seed}: {json.dumps({key: round(value, 2) for key, value in result.items()})}', flush=True)
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """{arm: a result for each seed} -> a Markdown table of means, with the lowest and the highest seed."""
+    names = [*METRICS, 'ITM accuracy', 'minutes']
+    lines = [['arm', 'seeds', *names], ['---', '---:', *['---:'] * len(names)]]
+    for arm, of_seeds in results.items():
+        cells = [ARMS[arm][0], str(len(of_seeds))]
+        for name in names:
+            values = [result[name] for result in of_seeds]
+            digits = 2 if name == 'ITM accuracy' else 1
+            cell = f'{statistics.mean(values):.{digits}f}'
+            if len(values) > 1 and name != 'minutes':
+                cell += f' ({min(values):.{digits}f} to {max(values):.{digits}f})'
+            cells.append(cell)
+        lines.append(cells)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--arms', nargs='+', choices=ARMS, default=['random', 'grit'], metavar='ARM', help=', '.join(ARMS)
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--data', default='output/shapes', help='the synthetic dataset, made if it is not there')
+    parser.add_argument('--out', default='output/experiments', help='folder of the runs')
+    parser.add_argument('--jobs', type=positive_int, default=2, help='runs at a time, one thread each')
+    args = parser.parse_args(argv)
+    data, out = os.path.abspath(args.data), Path(args.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    run_script(['-m', 'dataset.shapes', '--out', data], out / 'dataset.txt')
+    pairs = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda pair: run_arm(*pair, data, out), pairs))
+    results = {
+        arm: [json.loads((out / f'{arm}-seed{seed}' / 'result.json').read_text()) for seed in args.seeds]
+        for arm in args.arms
+    }
+    print(f'\n{table(results)}')
+
+
+if __name__ == '__main__':
+    run_main(main)

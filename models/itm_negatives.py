@@ -1,0 +1,69 @@
+"""The negatives of ITM in pre-training: which policy chooses them in which epoch, and one policy that adapts itself.
+
+A negative is drawn with probability softmax(strength x similarity / temperature) over the batch. The policies differ in
+the strength only:
+
+    uniform     0           every other pair alike
+    sampled     1           ALBEF
+    hard        infinite    GRIT-VLP: the most similar pair
+    auto        beta        adapts to how well ITM tells pairs apart
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import losses
+from utils import distributed
+
+STRENGTHS = {'uniform': 0.0, 'sampled': 1.0}
+BETA_RANGE = (0.02, 50.0)
+BETA_RATE = 0.2
+ACCURACY_DECAY = 0.95
+
+
+class ItmNegatives:
+    """Chooses one negative for each row of a similarity matrix.
+
+    schedule: {first epoch: policy}, with a policy for epoch 0. target: the ITM accuracy that `auto` aims at.
+
+    With `auto` the strength is beta. After every step the ITM accuracy a (of all ranks) moves the running accuracy and
+    beta: A = 0.95 A + 0.05 a, beta = beta x exp(0.2 (A - target)), kept in [0.02, 50]. So the negatives become harder
+    while ITM is better than the target, and easier while it is worse.
+    """
+
+    def __init__(self, schedule: Mapping[int, str], target: float):
+        self.schedule, self.target = dict(schedule), target
+        self.adapts = 'auto' in self.schedule.values()
+        self.beta = torch.tensor(BETA_RANGE[0])  # [], moves to the device of the model
+        self.accuracy = torch.tensor(0.0)  # []
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Use the policy of an epoch."""
+        self.policy = self.schedule[max(first for first in self.schedule if first <= epoch)]
+
+    def pick(self, sim: Tensor, excluded: Tensor) -> Tensor:
+        """A negative for each row: sim [B, C], excluded [B, C] bool -> [B] int64."""
+        if self.policy == 'hard':
+            return losses.hardest_negatives(sim, excluded)
+        strength = self.beta.to(sim.device) if self.policy == 'auto' else STRENGTHS[self.policy]
+        return losses.sampled_negatives(sim, excluded, strength)
+
+    @torch.no_grad()
+    def adapt(self, accuracy: Tensor) -> None:
+        """Move beta after a step (a collective, only with `auto`). accuracy: [], ITM's in this step. No host sync."""
+        if self.policy != 'auto':
+            return
+        accuracy = distributed.all_reduce_sum(accuracy.detach().float().clone()) / distributed.world_size()
+        self.accuracy = ACCURACY_DECAY * self.accuracy.to(accuracy.device) + (1 - ACCURACY_DECAY) * accuracy
+        moved = self.beta.to(accuracy.device) * torch.exp(BETA_RATE * (self.accuracy - self.target))
+        self.beta = moved.clamp(*BETA_RANGE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'beta': self.beta.cpu(), 'accuracy': self.accuracy.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.beta, self.accuracy = state['beta'].clone(), state['accuracy'].clone()
