@@ -20,7 +20,7 @@ from utils.files import atomic_write
 
 DATA, OUTPUT = Path('output/shapes'), Path('output/demo')
 CONFIGS = 'configs/shapes'
-MAJORITY_LOSS = 0.6365  # of ITM that always predicts "no match"
+MAJORITY_ACCURACY = 2 / 3  # of ITM that always predicts "no match"
 KEYS = ('txt_r1', 'txt_r5', 'txt_r10', 'img_r1', 'img_r5', 'img_r10')
 
 
@@ -59,24 +59,72 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         yield f'{words:28}' + ''.join(f'{report[name][key]:9.1f}' for key in KEYS)
 
 
+def masked_words_table(kinds: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """The accuracy of masked words as lines: the model's, and that of always giving the most frequent word."""
+    yield f'{"masked words found, %":28}' + ''.join(f'{kind:>10}' for kind in kinds)
+    for key, words in (('accuracy', 'by the model'), ('most_frequent', 'most frequent word')):
+        yield f'{words:28}' + ''.join(f'{metrics[key]:10.1f}' for metrics in kinds.values())
+
+
+def mean_recall(recall: Mapping[str, float]) -> float:
+    return sum(recall[key] for key in KEYS) / len(KEYS)
+
+
+def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the metrics say, in sentences."""
+    record, itc, reranked = report['last_epoch'], *(mean_recall(report[name]) for name in ('itc', 'reranked'))
+    neighbor, random_pair = record['train_sim_neighbour'], record['train_sim_random']
+    yield (
+        f"GRIT: neighbors in the last epoch's mini-batches have a similarity of {neighbor:.2f}, random pairs "
+        f'{random_pair:.2f}.'
+    )
+    accuracy = record['train_itm_acc']
+    yield (
+        f'ITM tells {accuracy:.0%} of these pairs apart; "no match" for every pair would be right for '
+        f'{MAJORITY_ACCURACY:.0%}.'
+    )
+    if accuracy < MAJORITY_ACCURACY + 0.01:
+        yield 'So ITM has learned nothing yet.'
+    verb = 'raises' if reranked > itc else 'does not raise'
+    yield f'Re-ranking by ITM {verb} the mean recall of ITC: {itc:.1f} before, {reranked:.1f} after.'
+    lowest = min(report[name][key] / report['chance'][key] for name in ('itc', 'reranked') for key in KEYS[::3])
+    yield f'R@1 is at least {lowest:.0f} times that of a random ranking.'
+
+
+def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> float:
+    """Zero-shot retrieval of every third checkpoint, counted from the last, and a page of the last. Returns the seconds."""
+    paths = sorted(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    folder, seconds = OUTPUT / 'zero_shot', 0.0
+    (folder / 'log.txt').unlink(missing_ok=True)  # an interrupted demo evaluates again
+    command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--output_dir', str(folder)]
+    for path in paths[::-1][::3][::-1]:
+        title = f'Zero-shot retrieval on unseen scenes, {int(path.stem.split("_")[1]) + 1} epochs trained'
+        page = ['--page', str(OUTPUT / 'retrieval.html')] if path == paths[-1] else []
+        seconds += step(title, [*command, '--checkpoint', str(path), '--set', 'val_file=null', *page, *common])
+    return seconds
+
+
 def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
-    """Pre-train, retrieve, draw the mini-batches -> the report. seconds: what the earlier steps took."""
-    pretrain, zero_shot = OUTPUT / 'pretrain', OUTPUT / 'zero_shot'
+    """Pre-train, retrieve, draw mini-batches and curves -> the report. seconds: what the earlier steps took."""
+    pretrain, words = OUTPUT / 'pretrain', OUTPUT / 'masked_words.json'
     common = ['--text_encoder', str(DATA / 'vocab'), '--device', 'cpu']
     command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume']
     seconds += step('Pre-training with GRIT', [*command, *common])
-    newest = max(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
-    command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--checkpoint', str(newest)]
-    command += ['--output_dir', str(zero_shot), '--set', 'val_file=null', '--page', str(OUTPUT / 'retrieval.html')]
-    seconds += step('Zero-shot retrieval on unseen scenes', [*command, *common])
+    seconds += evaluate_checkpoints(pretrain, common)
+    command = ['-m', 'reports.masked_words', str(pretrain), '--annotations', str(DATA / 'retrieval_test.json')]
+    command += ['--words', str(DATA / 'word_kinds.json'), '--image_root', str(DATA), '--limit', '200']
+    seconds += step('Masked words of unseen scenes', [*command, '--out', str(words), *common])
     command = ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')]
     seconds += step('A picture of the mini-batches', command)
-    found = last_record(zero_shot)
+    command = ['-m', 'reports.curves', str(pretrain), '--evaluations', str(OUTPUT / 'zero_shot')]
+    seconds += step('A picture of the curves', [*command, '--out', str(OUTPUT / 'curves.png')])
+    found = last_record(OUTPUT / 'zero_shot')
     return {
         'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
         'reranked': {key: found[f'test_{key}'] for key in KEYS},
         'chance': chance_of(json.loads((DATA / 'retrieval_test.json').read_text())),
-        'loss_itm': last_record(pretrain)['train_loss_itm'],
+        'masked_words': json.loads(words.read_text())['kinds'],
+        'last_epoch': last_record(pretrain),
         'seconds': round(seconds, 1),
     }
 
@@ -98,14 +146,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print('\n=== Results' + (' of the finished run, reused (remove output/demo for a new one)' if reused else ''))
     print(f'set-up {args.setup_seconds:.0f} s, run {report["seconds"]:.0f} s\n')
     print('\n'.join(table(report)))
-    itm = report['loss_itm']
-    print(f'\nITM loss {itm:.4f}; predicting "no match" for every pair gives {MAJORITY_LOSS}')
-    if itm > MAJORITY_LOSS - 0.01:
-        print('ITM predicts "no match" for every pair: it has learned nothing yet, so re-ranking by it does not help.')
+    print()
+    print('\n'.join(masked_words_table(report['masked_words'])))
+    print()
+    print('\n'.join(closing_words(report)))
     print(
         f"\nGRIT's mini-batches beside random ones: {OUTPUT}/hard_batches.png\n"
-        f'queries and what the model found:      {OUTPUT}/retrieval.html\n'
-        f'metrics:                               {report_path}'
+        f'losses, similarities and recall:        {OUTPUT}/curves.png\n'
+        f'queries and what the model found:       {OUTPUT}/retrieval.html\n'
+        f'metrics:                                {report_path}'
     )
 
 

@@ -289,4 +289,6 @@ def _shown(value: Any) -> str:
     """A default as YAML writes it."""
     if value is None or value == '':
         return '-'
+    if isinstance(value, dict) and len(value) == 1:
+        return _shown(*value.values())
     return str(value).lower() if isinstance(value, bool) else str(value)

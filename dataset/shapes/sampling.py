@@ -70,7 +70,8 @@ def draw_scene(rng: Random, split: str) -> Scene:
 def vary(rng: Random, scene: Scene, split: str) -> Scene:
     """A scene whose caption differs from that of `scene` in one word: a size, a color, a shape or the relation."""
     while True:
-        field = pick(rng, ('size', 'color', 'shape', 'relation'))
+        words = ['relation', *(field for _ in scene.items for field in ('size', 'color', 'shape'))]
+        field = pick(rng, words)
         items, relation = list(scene.items), scene.relation
         if field == 'relation':
             relation = pick(rng, RELATIONS)

@@ -33,15 +33,48 @@ def test_the_table_shows_all_three_rankings():
     assert len({len(line) for line in lines}) == 1
 
 
-@pytest.mark.parametrize('loss, learned', [(0.64, False), (0.5, True)])
-def test_a_finished_demo_is_reused(tmp_path, monkeypatch, capsys, loss, learned):
+def report_of(itm_acc=0.9, itc=50.0, reranked=60.0):
+    """A report as the demo writes it."""
+    masked = {'color': {'accuracy': 98.0, 'count': 9, 'most_frequent': 20.0}}
+    last = {'train_itm_acc': itm_acc, 'train_sim_neighbour': 0.8, 'train_sim_random': 0.1}
+    recall = {'itc': itc, 'reranked': reranked, 'chance': 0.5}
+    report = {name: dict.fromkeys(demo.KEYS, value) for name, value in recall.items()}
+    return report | {'masked_words': masked, 'last_epoch': last, 'seconds': 100}
+
+
+def test_the_closing_words_follow_the_metrics():
+    good, bad = (' '.join(demo.closing_words(report)) for report in (report_of(), report_of(0.6667, 50.0, 30.0)))
+    assert 'similarity of 0.80, random pairs 0.10' in good
+    assert 'raises the mean recall of ITC: 50.0 before, 60.0 after' in good and 'at least 100 times' in good
+    assert 'learned nothing' not in good and 'ITM tells 90%' in good
+    assert 'does not raise the mean recall of ITC: 50.0 before, 30.0 after' in bad and 'learned nothing' in bad
+    assert 'at least 60 times' in bad
+
+
+def test_the_table_of_masked_words():
+    lines = list(demo.masked_words_table(report_of()['masked_words']))
+    assert 'color' in lines[0] and '98.0' in lines[1] and '20.0' in lines[2] and len({*map(len, lines)}) == 1
+
+
+def test_every_third_checkpoint_and_the_last_are_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
+    commands = []
+    monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.5)
+    (tmp_path / 'pretrain').mkdir()
+    for epoch in range(11):
+        (tmp_path / 'pretrain' / f'checkpoint_{epoch:02d}.pth').touch()
+    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 6.0
+    evaluated = [command[command.index('--checkpoint') + 1][-6:] for command in commands]
+    assert evaluated == ['01.pth', '04.pth', '07.pth', '10.pth']
+    assert ['--page' in command for command in commands] == [False, False, False, True]
+
+
+def test_a_finished_demo_is_reused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
     commands = []
     monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.0)
-    metrics = {key: 50.0 for key in demo.KEYS}
-    report = {'itc': metrics, 'reranked': metrics, 'chance': metrics, 'loss_itm': loss, 'seconds': 100}
-    (tmp_path / 'report.json').write_text(json.dumps(report))
+    (tmp_path / 'report.json').write_text(json.dumps(report_of()))
     demo.main([])
     printed = capsys.readouterr().out
     assert len(commands) == 1 and 'dataset.shapes' in commands[0]
-    assert 'reused' in printed and ('has learned nothing yet' in printed) != learned
+    assert 'reused' in printed and 'curves.png' in printed and 'set-up 0 s, run 100 s' in printed

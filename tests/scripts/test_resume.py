@@ -14,7 +14,7 @@ from tests.helpers import differing, read_log, read_pth, state_of_run, weights
 from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.tiny import arguments
 
-SETTINGS = ('train_epochs=3', 'save_every=4')
+SETTINGS = ('train_epochs=3', 'save_every=4', 'itm_negatives=auto', 'itm_target_accuracy=0.67')
 STEPS = {1: 15, 2: 7}  # an epoch of 62 pairs in batches of 4
 SEEDS = (0, 1, 2)
 
@@ -64,6 +64,13 @@ def uninterrupted(shapes, tmp_path_factory):
         log = folder.parent / f'{folder.name}.log'
         check_run(Pretrain.main, arguments('pretrain', shapes, folder, *SETTINGS), log, processes)
     return folders
+
+
+def test_all_ranks_adapt_to_the_mean_accuracy_of_all(uninterrupted):
+    """The running accuracy would differ between ranks if each followed its own batches."""
+    ranks = read_pth(uninterrupted[2] / 'checkpoint_02.pth')['ranks']
+    first, second = (rank['itm_negatives'] for rank in ranks)
+    assert first['accuracy'] == second['accuracy'] > 0 and first['beta'] == second['beta']
 
 
 @pytest.mark.slow

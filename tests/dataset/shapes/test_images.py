@@ -1,6 +1,7 @@
 """The images of the synthetic dataset: one item per cell, one visible relation, and captions that are true."""
 
-from collections import Counter, defaultdict
+from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import cv2
@@ -16,7 +17,8 @@ from tests.dataset.shapes.tools import as_list, parse_caption, read
 
 CAPTIONS = ('pretrain.json', 'retrieval_train.json', 'retrieval_val.json', 'retrieval_test.json')
 SIDE, CELL = 128, 32  # pixels
-RADIUS = {'small': 10, 'large': 14}  # pixels
+RADIUS = {'small': 10, 'large': 13}  # pixels
+MIDDLE = {15, 16}  # the two middle pixels of a cell
 PALETTE = np.array(list(RGB.values()))
 
 
@@ -33,14 +35,31 @@ def cells(scene):
     return [(place.x // CELL, place.y // CELL) for place in scene.places]
 
 
-def test_an_item_never_leaves_its_cell(scenes):
+def mirrored(scene):
+    return replace(scene, places=tuple(place._replace(x=SIDE - 1 - place.x) for place in scene.places))
+
+
+def check_places(scene):
+    """Each item is in its cell: the related pair touches the edge between its cells, all else is in the middle."""
+    for item, place, (column, row) in zip(scene.items, scene.places, cells(scene), strict=True):
+        assert place.radius == RADIUS[item.size]
+        assert 0 <= column < 4 and CELL * column <= place.x - place.radius
+        assert 0 <= row < 4 and CELL * row <= place.y - place.radius
+        assert place.x + place.radius < CELL * (column + 1) and place.y + place.radius < CELL * (row + 1)
+    first, second, *others = scene.places
+    if scene.relation == 'beside':
+        first, second = sorted((first, second))  # the left one first
+        last, start, across = first.x + first.radius, second.x - second.radius, (first.y, second.y)
+    else:
+        last, start, across = first.y + first.radius, second.y - second.radius, (first.x, second.x)
+    assert start == last + 1 and start % CELL == 0
+    centers = [*across, *(center for place in others for center in (place.x, place.y))]
+    assert {center % CELL for center in centers} <= MIDDLE
+
+
+def test_the_related_pair_is_at_its_common_edge_and_all_else_in_the_middle(scenes):
     for scene in scenes:
-        for item, place in zip(scene.items, scene.places, strict=True):
-            assert place.radius == RADIUS[item.size]
-            for center in (place.x, place.y):
-                assert 0 <= center - place.radius and center + place.radius < SIDE
-                assert (center - place.radius) // CELL == (center + place.radius) // CELL
-                assert abs(center % CELL - (CELL - 1) / 2) < 3
+        check_places(scene)
 
 
 def test_only_the_related_pair_shares_a_row_or_a_column(scenes):
@@ -63,15 +82,25 @@ def test_related_pairs_are_everywhere(scenes):
     assert pairs == above | beside | {(relation, second, first) for relation, first, second in beside}
 
 
-def test_a_flip_gives_possible_positions(scenes):
-    """An item is as often left as right of the center of its cell: augmented images look like the others."""
-    offsets = defaultdict(set)
+def horizontal(scene):
+    """What a flip can change: size, column and offset of the two related items, and of each other item."""
+    seen = [(place.radius, *divmod(place.x, CELL)) for place in scene.places]
+    return {(scene.relation, *seen[:2]), *(('other', place) for place in seen[2:])}
+
+
+def test_a_flip_gives_possible_places(scenes):
+    """Augmented images look like the others: the generator draws every position of a mirrored scene."""
+    drawn = set().union(*map(horizontal, scenes))
     for scene in scenes:
-        for place in scene.places:
-            offsets[place.radius].add(place.x % CELL)
-    assert set(offsets) == set(RADIUS.values())
-    for found in offsets.values():
-        assert found == {CELL - 1 - offset for offset in found} and len(found) >= 4
+        check_places(mirrored(scene))
+        assert horizontal(mirrored(scene)) <= drawn
+    # Two sizes: 4 columns and 2 pixels each in the middle; 3 edges and 2 orders beside; 16 places elsewhere.
+    assert Counter(kind for kind, *_ in drawn) == {'above': 4 * 4 * 4, 'beside': 4 * 3 * 2, 'other': 2 * 4 * 2}
+
+
+def test_a_flipped_image_is_the_image_of_the_mirrored_scene(scenes):
+    for scene in scenes[::10]:
+        assert ImageOps.mirror(draw(scene)).tobytes() == draw(mirrored(scene)).tobytes()
 
 
 # ---- the images ----
@@ -83,12 +112,18 @@ def box(mask):
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def template(shape, size):
-    return box(np.asarray(shape_mask(shape, RADIUS[size])) > 127)
+MASKS = {(shape, size): np.asarray(shape_mask(shape, RADIUS[size])) / 255 for shape in SHAPES for size in RADIUS}
+TEMPLATES = {known: mask > 0.5 for known, mask in MASKS.items()}
+
+
+def centroid(mask):
+    """(x, y), in pixels."""
+    return [mask.sum(axis) @ np.arange(mask.shape[1 - axis]) / mask.sum() for axis in (0, 1)]
 
 
 def disagreement(first, second):
-    """The number of pixels in which two masks with a common center differ."""
+    """The number of pixels in which two masks differ when they are boxed and centered."""
+    first, second = box(first), box(second)
     canvas = np.zeros((2, CELL, CELL), int)
     for layer, mask in zip(canvas, (first, second), strict=True):
         top, left = (CELL - mask.shape[0]) // 2, (CELL - mask.shape[1]) // 2
@@ -97,7 +132,7 @@ def disagreement(first, second):
 
 
 def look(image):
-    """{(column, row): (size, color, shape)} of what an image of 128 pixels shows, from its pixels only."""
+    """{(column, row): ((size, color, shape), (x, y) in the cell)} of what an image shows, from its pixels only."""
     pixels = np.asarray(image).astype(int)
     background = np.median(pixels, (0, 1))
     found = {}
@@ -108,20 +143,31 @@ def look(image):
             continue
         core = cell[contrast > contrast.max() / 2]
         color = Counter(np.abs(core[:, None] - PALETTE).sum(2).argmin(1)).most_common(1)[0][0]
-        mask = box(contrast > np.abs(PALETTE[color] - background).sum() / 2)
-        size = 'small' if max(mask.shape) < 22.5 else 'large'
-        shape = min(SHAPES, key=lambda shape: disagreement(mask, template(shape, size)))
-        found[column, row] = size, list(RGB)[color], shape
+        mask = contrast > np.abs(PALETTE[color] - background).sum() / 2
+        shape, size = min(TEMPLATES, key=lambda known: disagreement(mask, TEMPLATES[known]))
+        center = np.subtract(centroid(mask), centroid(TEMPLATES[shape, size])) + RADIUS[size]
+        found[column, row] = (size, list(RGB)[color], shape), center
     return found
 
 
+def edge(center):
+    """(across, down) of a center (x, y) in its cell: 1 if at the far edge, -1 if at the near edge, 0 in the middle."""
+    return tuple(0 if abs(offset) < 1.5 else int(np.sign(offset)) for offset in np.subtract(center, (CELL - 1) / 2))
+
+
 def meaning(seen):
-    """(items, relation, related pair), as `parse_caption` returns it, of what an image shows."""
+    """(items, relation, related pair), as `parse_caption` returns it, of what an image shows.
+
+    The relation is visible twice: in the cells of the items, and in the edges at which two of them lie.
+    """
     ((a, b),) = [pair for pair in combinations(sorted(seen), 2) if pair[0][0] == pair[1][0] or pair[0][1] == pair[1][1]]
-    assert abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
-    pair = seen[a], seen[b]  # the upper one first
-    items = frozenset(seen.values())
-    return (items, 'above', pair) if a[0] == b[0] else (items, 'beside', frozenset(pair))
+    step = b[0] - a[0], b[1] - a[1]
+    assert step in {(0, 1), (1, 0)}
+    at_edge = {where: edge(center) for where, (_, center) in seen.items() if edge(center) != (0, 0)}
+    assert at_edge == {a: step, b: (-step[0], -step[1])}
+    pair = seen[a][0], seen[b][0]  # the upper one first
+    items = frozenset(item for item, _ in seen.values())
+    return (items, 'above', pair) if step == (0, 1) else (items, 'beside', frozenset(pair))
 
 
 def test_captions_are_true_of_the_images_and_of_flipped_ones(folder):
@@ -147,8 +193,12 @@ def test_each_item_is_alone_in_its_cell(scenes):
 
 
 def test_small_and_large_items_differ_in_extent():
-    extent = {size: [max(template(shape, size).shape) for shape in SHAPES] for size in RADIUS}
-    assert max(extent['small']) <= 21 and min(extent['large']) >= 24
+    extent = {known: box(template).shape for known, template in TEMPLATES.items()}
+    longest = {size: [max(extent[shape, size]) for shape in SHAPES] for size in RADIUS}
+    assert max(longest['small']) <= 21 and min(longest['large']) >= 23
+    for shape in SHAPES:
+        assert min(np.subtract(extent[shape, 'large'], extent[shape, 'small'])) >= 4
+        assert MASKS[shape, 'large'].sum() > 1.5 * MASKS[shape, 'small'].sum()
 
 
 def read_64(path, way):
@@ -170,3 +220,21 @@ def test_colors_survive_jpeg_and_shrinking(folder, scene_of, way):
             core = mask.reshape(64, 2, 64, 2).all((1, 3))
             nearest = np.abs(pixels[core][:, None] - PALETTE).sum(2).argmin(1)
             assert (nearest == list(RGB).index(item.color)).mean() > 0.9, (path, item)
+
+
+@pytest.mark.parametrize('way', ['reduced_decode', 'official', 'area'])
+def test_sizes_and_edges_survive_jpeg_and_shrinking(folder, scene_of, way):
+    """At 64 pixels an item covers the area of its own size, and its centroid tells the edge at which it lies."""
+    for path, scene in scene_of.items():
+        pixels, background = read_64(folder / path, way), np.array(BACKGROUNDS[scene.background])
+        a, b = cells(scene)[:2]
+        to_b = b[0] - a[0], b[1] - a[1]
+        sides = [to_b, (-to_b[0], -to_b[1]), (0, 0), (0, 0)]
+        for item, (column, row), side in zip(scene.items, cells(scene), sides, strict=False):
+            cell = pixels[16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)]
+            ink = PALETTE[list(RGB).index(item.color)] - background
+            covered = (cell - background) @ ink / (ink @ ink)  # [16, 16], 1 where the item covers a pixel
+            area = {size: MASKS[item.shape, size].sum() / 4 for size in RADIUS}
+            assert min(RADIUS, key=lambda size: abs(covered.sum() - area[size])) == item.size, (path, item)
+            middle = np.subtract(centroid(MASKS[item.shape, item.size]), RADIUS[item.size])  # of the shape itself
+            assert edge(2 * np.array(centroid(covered)) + 0.5 - middle) == side, (path, item)

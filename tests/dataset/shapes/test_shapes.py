@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from dataset.annotations import load_annotations
 from dataset.shapes import build, make_dataset, vocabulary
-from dataset.shapes.captions import all_captions, one_word_apart
+from dataset.shapes.captions import all_captions
 from dataset.shapes.drawing import draw
-from dataset.shapes.sampling import Distinct, draw_scene, draw_scenes, partners, vary
+from dataset.shapes.sampling import Distinct, draw_scenes, partners
 from dataset.shapes.scene import COLORS, SHAPES, SIZES, SPLITS
 from dataset.shapes.vqa import ANSWERS
 from dataset.text import pre_caption, pre_question
@@ -54,13 +53,13 @@ def test_texts_of_a_seed_never_change(folder):
     for name in sorted(path.name for path in folder.glob('*.json')):
         digest.update((folder / name).read_bytes())
     digest.update((folder / 'vocab/vocab.txt').read_bytes())
-    assert (build.VERSION, digest.hexdigest()[:16]) == (2, '62abb912239a8985')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (2, 'abe38fd56e8d3377')
 
 
 def test_pixels_of_a_seed_never_change(scenes):
     """The bytes of the JPEG files depend on the encoder; its input does not."""
     digest = hashlib.sha256(b''.join(draw(scene).tobytes() for scene in scenes['test'][:60]))
-    assert (build.VERSION, digest.hexdigest()[:16]) == (2, '31f8f072bd6fe96a')
+    assert (build.VERSION, digest.hexdigest()[:16]) == (2, 'c57c879efeed2a0e')
 
 
 def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(scenes):
@@ -241,33 +240,6 @@ def test_distinct_refuses_scenes_that_captions_do_not_distinguish(scenes, relati
     assert register.accepts(replace(scene, relation='beside' if relation == 'above' else 'above'))
 
 
-def differ_in_one_word(first, second):
-    first, second = first.split(), second.split()
-    return len(first) == len(second) and sum(a != b for a, b in zip(first, second, strict=True)) == 1
-
-
-@pytest.mark.parametrize('split', SPLITS)
-def test_a_variant_differs_in_one_word(split):
-    rng, words = Random(0), set()
-    for _ in range(500):
-        base = draw_scene(rng, split)
-        variant = vary(rng, base, split)
-        pairs = [(a, b) for a in all_captions(base) for b in all_captions(variant) if differ_in_one_word(a, b)]
-        assert pairs and parse_caption(pairs[0][0]) != parse_caption(pairs[0][1])
-        words |= set(pairs[0][0].split()).symmetric_difference(pairs[0][1].split())
-    assert words >= {*SIZES, *COLORS, *SHAPES, 'above', 'below', 'beside'}
-
-
-def test_many_test_captions_are_one_word_apart(folder):
-    rows = read(folder / 'retrieval_test.json')
-    captions = [(caption, i) for i, row in enumerate(rows) for caption in row['caption']]
-    close = [any(i != j and differ_in_one_word(ours, other) for other, j in captions) for ours, i in captions]
-    share = sum(close) / len(close)
-    assert share > 0.5
-    assert one_word_apart(*zip(*captions, strict=True)) == share
-    assert read(folder / 'world.json')['test_captions_one_word_apart'] == round(share, 4)
-
-
 # ---- the configurations ----
 
 CONFIGS = {
@@ -283,6 +255,8 @@ CONFIGS = {
 def test_configurations_fit_the_dataset(folder, name):
     config, unused = resolve(CONFIGS[name], read_yaml(f'configs/shapes/{name}.yaml'), name)
     assert not unused and config['bert_config']['vocab_size'] == len(vocabulary())
+    assert config['image_res'] == 4 * config['vit']['patch_size']  # a patch is a cell,
+    assert config['crop_scale'] == [1, 1]  # and stays one
     files = [file for key in ('train_file', 'val_file', 'test_file') for file in config.get(key) or []]
     files += [config['answer_list']] if name == 'VQA' else []
     assert all(Path(file).parent == Path('output/shapes') and (folder / Path(file).name).is_file() for file in files)
