@@ -92,7 +92,10 @@ def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> float:
-    """Zero-shot retrieval of every third checkpoint, counted from the last, and a page of the last. Returns the seconds."""
+    """Zero-shot retrieval of every third checkpoint, counted from the last, and a page of the last.
+
+    Returns the seconds it took.
+    """
     paths = sorted(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     folder, seconds = OUTPUT / 'zero_shot', 0.0
     (folder / 'log.txt').unlink(missing_ok=True)  # an interrupted demo evaluates again

@@ -36,23 +36,16 @@ def epochs(count: int) -> list[str]:
     return [f'train_epochs={count}', f'schedular.epochs={count}']
 
 
-# {name: (what it is, changed keys)}; the configuration itself has 8 epochs.
+# {name: (what it is, changed keys)}; the configuration itself has 6 epochs.
 ARMS = {
-    'random': ('random batches, sampled negatives from epoch 2', ['sampler=random', SAMPLED]),
+    'random': ('random batches; sampled negatives from epoch 2', ['sampler=random', SAMPLED]),
+    'random-9': ('the same, 9 epochs', ['sampler=random', SAMPLED, *epochs(9)]),
     'random-12': ('the same, 12 epochs', ['sampler=random', SAMPLED, *epochs(12)]),
-    'random-16': ('the same, 16 epochs', ['sampler=random', SAMPLED, *epochs(16)]),
-    'random-hard': (
-        'random batches, the hardest negative from epoch 5',
-        ['sampler=random', 'itm_negatives={0: uniform, 2: sampled, 5: hard}'],
-    ),
-    'grit': ('GRIT and the hardest negative from epoch 5', ['itm_negatives={0: uniform, 2: sampled, 5: hard}']),
-    'grit-sampled': ('GRIT from epoch 5, sampled negatives from epoch 2', [SAMPLED]),
+    'grit': ('GRIT and the hardest negative from epoch 4', []),
+    'grit-sampled': ('GRIT from epoch 4; sampled negatives from epoch 2', [SAMPLED]),
     'grit-auto': ('`itm_negatives: auto`, GRIT from epoch 3', [AUTO, 'grit_from_epoch=3']),
     'auto': ('`itm_negatives: auto`, `grit_from_epoch: auto`', [AUTO, 'grit_from_epoch=auto']),
-    'auto-95': (
-        'the same with `itm_target_accuracy: 0.95`',
-        [AUTO, 'grit_from_epoch=auto', 'itm_target_accuracy=0.95'],
-    ),
+    'auto-95': ('the same, `itm_target_accuracy: 0.95`', [AUTO, 'grit_from_epoch=auto', 'itm_target_accuracy=0.95']),
     'official': ('GRIT and the hardest negative from the start', ['itm_negatives=hard', 'grit_from_epoch=0']),
 }
 METRICS = {
