@@ -11,10 +11,10 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# A longer pre-training than the demo's, for fine-tuning on the synthetic dataset: output/shapes_pretrain/checkpoint_15.pth
+# A longer pre-training than the demo's, for fine-tuning on the synthetic dataset: output/shapes_checkpoint/checkpoint_15.pth
 shapes-checkpoint: $(VENV)/.ready
 	$(BIN)/python -m dataset.shapes --out output/shapes
-	$(BIN)/python Pretrain.py --config configs/shapes/Pretrain.yaml --output_dir output/shapes_pretrain \
+	$(BIN)/python Pretrain.py --config configs/shapes/Pretrain.yaml --output_dir output/shapes_checkpoint \
 	  --text_encoder output/shapes/vocab --device cpu --resume --set train_epochs=16 --set schedular.epochs=16 \
 	  --set grit_from_epoch=6 --set 'itm_negatives={0: uniform, 2: sampled, 6: hard}'
 

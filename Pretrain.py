@@ -20,6 +20,7 @@ from models.tokenization_bert import create_tokenizer
 from models.weights import load_bert, load_deit, load_pretrain, read_weights
 from utils import distributed
 from utils.arguments import add_flag, create_parser
+from utils.checkpoint import open_run
 from utils.entry import run_main
 from utils.log import Averages, print_rank0
 from utils.setup import autocast, finish_evaluation, start, to_device, unwrap
@@ -40,7 +41,7 @@ def is_grouped(epoch, config, records):
 
     ITM then reaches its target accuracy with ALBEF's negatives. records: the lines of log.txt of the epochs before.
     """
-    ready = config['grit_from_epoch'] != 'auto' or any(record['train_itm_beta'] >= 1 for record in records)
+    ready = config['grit_from_epoch'] != 'auto' or any(record.get('train_itm_beta', 0) >= 1 for record in records)
     return may_be_grouped(epoch, config) and ready
 
 
@@ -58,17 +59,26 @@ def set_next_order(run, epoch, collector, record, args, config):
     """Set the order of `epoch`: GRIT's grouping of what was collected, or a random one."""
     if is_grouped(epoch, config, [*run.status.records, record]):
         run.plan.set_grit_order(epoch, collector.finish_epoch(), across_ranks=args.mini_batch_shuffle_across_gpu)
-        print_rank0(f'grouping took {collector.grouping_seconds / run.seconds():.2%} of the epoch')
+        print_rank0(
+            f'GRIT orders epoch {epoch}; grouping took {collector.grouping_seconds / run.seconds():.2%} of this one'
+        )
     else:
         run.plan.set_random_order(epoch)
     collector.begin_epoch(epoch)
 
 
 @torch.no_grad()
-def evaluate(run, config, device):
-    """Mean losses and ITM accuracy over the training files, in evaluation mode: {val_...: mean}."""
+def evaluate(run, checkpoint, config, device):
+    """Mean losses and ITM accuracy over the training files, in evaluation mode: {val_...: mean}.
+
+    ITM's negatives are those of the last epoch, with the beta of the checkpoint.
+    """
     run.model.eval()
-    unwrap(run.model).negatives.begin_epoch(config['train_epochs'] - 1)
+    negatives = unwrap(run.model).negatives
+    negatives.begin_epoch(config['train_epochs'] - 1)
+    content = open_run(checkpoint, 'pretrain') if negatives.adapts and checkpoint else None
+    if content and 'itm_negatives' in content['ranks'][0]:
+        negatives.load_state_dict(content['ranks'][0]['itm_negatives'])
     averages = Averages(METRICS, device)
     for batch in run.evaluation_batches():
         with autocast(device, config):
@@ -114,7 +124,7 @@ def main(argv=None):
     # GRIT's queues, how similar the neighbors in the batches were, and ITM's negatives.
     collector = GritCollector(config['queue_size'], config['search_space'], args.seed, distributed.rank())
     similarity = BatchSimilarity()
-    negatives = unwrap(model).negatives
+    negatives = unwrap(model).negatives.to(device)
     adaptive = {'itm_negatives': negatives} if negatives.adapts else {}
     run = TrainingRun(
         'pretrain',
@@ -129,7 +139,7 @@ def main(argv=None):
         state={'collector': collector, 'similarity': similarity, **adaptive},
     )
     if args.evaluate:
-        return finish_evaluation(args, evaluate(run, config, device))
+        return finish_evaluation(args, evaluate(run, args.checkpoint, config, device))
     warmstart = args.index_warmstart and not resume_from
     run.begin(resume_from, saved_order(args.output_dir) if warmstart else None)
 

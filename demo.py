@@ -5,6 +5,7 @@ Every step is one command of this repository, printed before it runs; an interru
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.shapes.build import VERSION
 from utils.arguments import Parser
 from utils.entry import run_main
 from utils.errors import InputError
@@ -20,18 +22,21 @@ from utils.files import atomic_write
 
 DATA, OUTPUT = Path('output/shapes'), Path('output/demo')
 CONFIGS = 'configs/shapes'
+SHORTER = ('train_epochs=6', 'schedular.epochs=6', 'itm_negatives=auto', 'grit_from_epoch=auto')
 MAJORITY_ACCURACY = 2 / 3  # of ITM that always predicts "no match"
 KEYS = ('txt_r1', 'txt_r5', 'txt_r10', 'img_r1', 'img_r5', 'img_r10')
 
 
 def step(title: str, command: Sequence[str]) -> float:
     """Run one command of the repository. Returns the seconds it took."""
-    print(f'\n=== {title}\n$ {shlex.join(["python", *command])}', flush=True)
+    threads = os.environ.get('OMP_NUM_THREADS', '1')  # more are hardly faster at this size, and change the last bits
+    print(f'\n=== {title}\n$ OMP_NUM_THREADS={threads} {shlex.join(["python", *command])}', flush=True)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command])
+    done = subprocess.run([sys.executable, *command], env=os.environ | {'OMP_NUM_THREADS': threads})
     if done.returncode:
         raise InputError(
-            f'this step failed (exit code {done.returncode}); see above; `make demo` continues where it stopped'
+            f'this step failed (exit code {done.returncode}), see above; `make demo` tries it again, and without the '
+            f'folder {OUTPUT} the demo starts anew'
         )
     return time.perf_counter() - started
 
@@ -39,6 +44,12 @@ def step(title: str, command: Sequence[str]) -> float:
 def last_record(folder: Path) -> dict[str, Any]:
     """The last record of a folder's log.txt."""
     return json.loads(Path(folder, 'log.txt').read_text().splitlines()[-1])
+
+
+def first_grit_epoch(folder: Path) -> int | None:
+    """The epoch that GRIT began with: the one after the first whose mean beta reached 1. None if it never began."""
+    records = [json.loads(line) for line in Path(folder, 'log.txt').read_text().splitlines()]
+    return next((epoch for epoch, record in enumerate(records[:-1], start=1) if record['train_itm_beta'] >= 1), None)
 
 
 def chance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -74,13 +85,15 @@ def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
     """What the metrics say, in sentences."""
     record, itc, reranked = report['last_epoch'], *(mean_recall(report[name]) for name in ('itc', 'reranked'))
     neighbor, random_pair = record['train_sim_neighbour'], record['train_sim_random']
+    began = report['first_grit_epoch']
+    yield 'GRIT has not begun: ITM was never ready.' if began is None else f'GRIT began with epoch {began}.'
     yield (
-        f"GRIT: neighbors in the last epoch's mini-batches have a similarity of {neighbor:.2f}, random pairs "
+        f'Neighbors in the mini-batches of the last epoch have a similarity of {neighbor:.2f}, random pairs '
         f'{random_pair:.2f}.'
     )
     accuracy = record['train_itm_acc']
     yield (
-        f'ITM tells {accuracy:.0%} of these pairs apart; "no match" for every pair would be right for '
+        f'ITM is right for {accuracy:.0%} of the pairs of that epoch; "no match" for every pair would be right for '
         f'{MAJORITY_ACCURACY:.0%}.'
     )
     if accuracy < MAJORITY_ACCURACY + 0.01:
@@ -112,7 +125,8 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     pretrain, words = OUTPUT / 'pretrain', OUTPUT / 'masked_words.json'
     common = ['--text_encoder', str(DATA / 'vocab'), '--device', 'cpu']
     command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume']
-    seconds += step('Pre-training with GRIT', [*command, *common])
+    changes = [word for change in SHORTER for word in ('--set', change)]
+    seconds += step('Pre-training with GRIT', [*command, *common, *changes])
     seconds += evaluate_checkpoints(pretrain, common)
     command = ['-m', 'reports.masked_words', str(pretrain), '--annotations', str(DATA / 'retrieval_test.json')]
     command += ['--words', str(DATA / 'word_kinds.json'), '--image_root', str(DATA), '--limit', '200']
@@ -128,14 +142,27 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
         'chance': chance_of(json.loads((DATA / 'retrieval_test.json').read_text())),
         'masked_words': json.loads(words.read_text())['kinds'],
         'last_epoch': last_record(pretrain),
+        'first_grit_epoch': first_grit_epoch(pretrain),
         'seconds': round(seconds, 1),
     }
+
+
+def refuse_other_version() -> None:
+    """InputError if `OUTPUT` was begun with other settings; else it is marked with these."""
+    path = OUTPUT / 'settings.json'
+    settings = {'dataset': VERSION, 'pretrain': list(SHORTER)}
+    found = json.loads(path.read_text()) if path.exists() else None
+    if OUTPUT.exists() and found != settings:
+        raise InputError(f'{OUTPUT} is of another version of the demo: remove it')
+    with atomic_write(path) as file:
+        json.dump(settings, file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('--setup_seconds', type=float, default=0, help='seconds of the set-up, shown with the run time')
     args = parser.parse_args(argv)
+    refuse_other_version()
     report_path = OUTPUT / 'report.json'
     report = json.loads(report_path.read_text()) if report_path.exists() else {}
     reused = bool(report)

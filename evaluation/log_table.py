@@ -15,7 +15,7 @@ CHOSEN_BY = ('val_r_mean', 'val_acc', 'val_overall')
 SHOWN = [
     *(rf'{split}_{scores}{side}_r{k}' for split in ('val', 'test') for scores in ('', 'itc_') for side in ('txt', 'img')
       for k in (1, 5, 10)),
-    r'(val|test)_(acc|overall)', r'(val|test)_.+', r'train_loss.*', 'train_itm_acc', 'train_temp', r'train_sim_\w+',
+    r'(val|test)_(acc|overall)', r'(val|test)_.+', r'train_loss.*', r'train_itm_\w+', 'train_temp', r'train_sim_\w+',
 ]  # fmt: skip
 
 

@@ -37,9 +37,14 @@ class ItmNegatives:
     def __init__(self, schedule: Mapping[int, str], target: float):
         self.schedule, self.target = dict(schedule), target
         self.adapts = 'auto' in self.schedule.values()
-        self.beta = torch.tensor(BETA_RANGE[0])  # [], moves to the device of the model
+        self.beta = torch.tensor(BETA_RANGE[0])  # []
         self.accuracy = torch.tensor(0.0)  # []
         self.begin_epoch(0)
+
+    def to(self, device: torch.device) -> 'ItmNegatives':
+        """Move to the device of the model."""
+        self.beta, self.accuracy = self.beta.to(device), self.accuracy.to(device)
+        return self
 
     def begin_epoch(self, epoch: int) -> None:
         """Use the policy of an epoch."""
@@ -49,7 +54,7 @@ class ItmNegatives:
         """A negative for each row: sim [B, C], excluded [B, C] bool -> [B] int64."""
         if self.policy == 'hard':
             return losses.hardest_negatives(sim, excluded)
-        strength = self.beta.to(sim.device) if self.policy == 'auto' else STRENGTHS[self.policy]
+        strength = self.beta if self.policy == 'auto' else STRENGTHS[self.policy]
         return losses.sampled_negatives(sim, excluded, strength)
 
     @torch.no_grad()
@@ -58,12 +63,13 @@ class ItmNegatives:
         if self.policy != 'auto':
             return
         accuracy = distributed.all_reduce_sum(accuracy.detach().float().clone()) / distributed.world_size()
-        self.accuracy = ACCURACY_DECAY * self.accuracy.to(accuracy.device) + (1 - ACCURACY_DECAY) * accuracy
-        moved = self.beta.to(accuracy.device) * torch.exp(BETA_RATE * (self.accuracy - self.target))
-        self.beta = moved.clamp(*BETA_RANGE)
+        self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * accuracy
+        self.beta = (self.beta * torch.exp(BETA_RATE * (self.accuracy - self.target))).clamp(*BETA_RANGE)
 
     def state_dict(self) -> dict[str, Any]:
         return {'beta': self.beta.cpu(), 'accuracy': self.accuracy.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        device = self.beta.device
         self.beta, self.accuracy = state['beta'].clone(), state['accuracy'].clone()
+        self.to(device)

@@ -208,13 +208,14 @@ def _add_evaluations(path: Path, records: Run, runs: Mapping[str, dict[int, dict
         checkpoint = Path(str(record.get('checkpoint') or ''))
         epoch = re.fullmatch(r'checkpoint_(\d+)\.pth', checkpoint.name)
         folder = _folder_of(checkpoint, [*runs])
-        if epoch and folder:
-            recall = {key: value for key, value in record.items() if key.startswith(('val_', 'test_'))}
+        recall = {key: value for key, value in record.items() if key.startswith(('val_', 'test_'))}
+        if epoch and folder and any('r_mean' in key for key in recall):
             epoch = int(epoch[1])
             runs[folder][epoch] = runs[folder].get(epoch, {'epoch': epoch}) | recall
             added += 1
         else:
             reason = f'{checkpoint} is no checkpoint_XX.pth of the runs' if checkpoint.name else 'names no checkpoint'
+            reason = 'it has no recall' if epoch and folder else reason
             print(f'left out {path}, line {number}: {reason}')
     return added
 

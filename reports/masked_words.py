@@ -50,6 +50,8 @@ class MaskedText(NamedTuple):
 
 def read_word_kinds(path: str) -> dict[str, list[str]]:
     """Read {kind: [word, ...]} from a JSON file, the words cleaned as captions are. InputError with the remedy."""
+    if os.path.isdir(path):
+        raise InputError(f'--words {path} is a folder; give the JSON file in it')
     if not os.path.isfile(path):
         raise MissingFileError(f'--words {path}: there is no such file')
     try:
@@ -227,6 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = content['config']  # resolved; not again, so that keys of training may have changed since
     rows = islice(load_annotations(args.annotations, 'retrieval_eval', config['annotation_cache']), args.limit)
     tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
+    if len(tokenizer) != config['bert_config']['vocab_size']:
+        print(
+            f'warning: {args.text_encoder} has {len(tokenizer)} tokens and the model '
+            f'{config["bert_config"]["vocab_size"]}; it may not be the vocabulary that the model was trained with'
+        )
     device = distributed.choose_device(args.device)
     model = create_model('pretrain', config, tokenizer)
     load_pretrain(model, model_state(content, path, 'CHECKPOINT'), path)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.config_keys import KEYS
 from utils.errors import InputError
 from utils.files import atomic_write
 from utils.log import print_rank0, write_log
@@ -180,9 +181,10 @@ def resume_run(path: str, parts: RunParts) -> Status:
             '--output_dir'
         )
     before, now = content['config'], parts.config
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            print_rank0(f'--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}')
+    for key in sorted({*before, *now} & {*KEYS}):
+        was = before.get(key)
+        if was != now.get(key) and not (key == 'itm_negatives' and {0: was} == now[key]):  # as once written
+            print_rank0(f'--resume: {key} was {was!r} and is now {now.get(key)!r}')
     try:
         unwrap(parts.model).load_state_dict(content['model'])
         parts.optimizer.load_state_dict(content['optimizer'])
@@ -194,7 +196,10 @@ def resume_run(path: str, parts: RunParts) -> Status:
         ) from None
     own = content['ranks'][distributed.rank()]
     for name, part in parts.state.items():
-        part.load_state_dict(own[name])
+        if name in own:
+            part.load_state_dict(own[name])
+        else:
+            print_rank0(f'--resume: {path} has no state of {name}, which starts anew')
     set_rng_state(own['rng'])
     epoch, step = content['position']
     print_rank0(f'resumed from {path} at epoch {epoch}, step {step}')

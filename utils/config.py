@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from utils.arguments import Parser
-from utils.config_keys import BERT, BERT_IGNORED, KEYS, REQUIRED, SECTIONS, Key, key_table
+from utils.config_keys import BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
 from utils.files import atomic_write
@@ -110,6 +110,8 @@ def model_settings(task: str, config: Mapping[str, Any]) -> Config:
 
 def _refuse_unknown(config: Mapping[str, Any], known: Mapping[str, Key], source: str, prefix: str) -> None:
     for name in config:
+        if known is KEYS and name in FORMER:
+            raise InputError(f'{source}: the key {name} is no longer known; write {FORMER[name]} instead')
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)[0]
             raise InputError(f'{source}: unknown key {prefix}{name}; the nearest known key is {prefix}{nearest}')

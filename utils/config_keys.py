@@ -7,7 +7,7 @@ from typing import Any
 PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR, VQA = TASKS = ('pretrain', 'retrieval', 'nlvr_pretrain', 'nlvr', 'vqa')
 REQUIRED = object()
 NEGATIVES = ('uniform', 'sampled', 'hard', 'auto')
-EXAMPLE_SCHEDULE = '{0: uniform, 2: sampled, 6: hard}'
+EXAMPLE_SCHEDULE = '{0: uniform, 2: sampled, 5: hard}'
 Check = Callable[[Any], Any]
 
 # ---- checks: each returns the value to use, or raises ValueError with a message "must be ..." ----
@@ -212,6 +212,9 @@ KEYS = {
     'save_every': Key('steps between two checkpoints inside an epoch', optional(count), None),
     'keep_checkpoints': Key('newest epoch checkpoints to keep (default: all)', optional(count), None),
 }
+
+# Keys of earlier versions, with what to write now.
+FORMER = {'hard_negatives_from_epoch': 'itm_negatives: {0: sampled, EPOCH: hard}'}
 
 SECTIONS = {
     'optimizer': {

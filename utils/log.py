@@ -78,12 +78,16 @@ class Averages:
         self.sums.zero_()
         self.seen.zero_()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {'sums': self.sums.cpu(), 'seen': self.seen.cpu()}
+    def state_dict(self) -> dict[str, Any]:
+        return {'names': list(self.names), 'sums': self.sums.cpu(), 'seen': self.seen.cpu()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.sums.copy_(state['sums'])
-        self.seen.copy_(state['seen'])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Metrics that the state does not have start from 0, those that are not here are dropped."""
+        saved = [*state.get('names', self.names), 'steps']
+        for sums, values in ((self.sums, state['sums']), (self.seen, state['seen'])):
+            values = dict(zip(saved, values.tolist(), strict=False))
+            row = [values.get(name, 0.0) for name in (*self.names, 'steps')]
+            sums.copy_(torch.tensor(row, dtype=torch.float64))
 
 
 class Progress:

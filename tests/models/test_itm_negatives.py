@@ -42,7 +42,7 @@ def test_the_hardest_negative_is_the_limit_of_a_large_beta():
     assert torch.equal(hard.pick(sim, excluded), expected) and torch.equal(auto.pick(sim, excluded), expected)
 
 
-def test_a_row_with_infinite_similarity_elsewhere_stays_valid_at_strength_zero():
+def test_a_row_with_large_similarities_stays_valid_at_strength_zero():
     """0 x similarity must not meet the infinity of excluded pairs."""
     sim = torch.tensor([[5.0, 1e30, -1e30], [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
     picked = ItmNegatives({0: 'uniform'}, 0.85).pick(sim, torch.eye(3, dtype=torch.bool))
@@ -95,3 +95,19 @@ def test_auto_moves_towards_the_target():
     for _ in range(3000):
         negatives.adapt(1 - 0.1 * torch.log1p(negatives.beta))  # 0.85 at beta = e^1.5 - 1
     assert negatives.beta.item() == pytest.approx(math.exp(1.5) - 1, rel=0.05)
+
+
+def test_sampling_draws_what_multinomial_draws():
+    sim, excluded = similarity_matrix(40)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        expected = torch.multinomial(sim.masked_fill(excluded, -torch.inf).softmax(dim=1), 1)[:, 0]
+        torch.manual_seed(seed)
+        assert torch.equal(losses.sampled_negatives(sim, excluded), expected)
+
+
+def test_similarities_that_are_not_finite_raise_nothing():
+    """The loss is then not finite either, and the run ends with the message about that."""
+    for policy in ('uniform', 'sampled', 'hard', 'auto'):
+        picked = ItmNegatives({0: policy}, 0.85).pick(torch.full((3, 3), torch.nan), torch.eye(3, dtype=torch.bool))
+        assert ((picked >= 0) & (picked < 3)).all()

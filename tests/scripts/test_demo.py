@@ -6,6 +6,7 @@ import random
 import pytest
 
 import demo
+from utils.errors import InputError
 
 
 def test_chance_is_the_recall_of_random_rankings():
@@ -39,14 +40,15 @@ def report_of(itm_acc=0.9, itc=50.0, reranked=60.0):
     last = {'train_itm_acc': itm_acc, 'train_sim_neighbour': 0.8, 'train_sim_random': 0.1}
     recall = {'itc': itc, 'reranked': reranked, 'chance': 0.5}
     report = {name: dict.fromkeys(demo.KEYS, value) for name, value in recall.items()}
-    return report | {'masked_words': masked, 'last_epoch': last, 'seconds': 100}
+    return report | {'masked_words': masked, 'last_epoch': last, 'first_grit_epoch': 4, 'seconds': 100}
 
 
 def test_the_closing_words_follow_the_metrics():
     good, bad = (' '.join(demo.closing_words(report)) for report in (report_of(), report_of(0.6667, 50.0, 30.0)))
     assert 'similarity of 0.80, random pairs 0.10' in good
     assert 'raises the mean recall of ITC: 50.0 before, 60.0 after' in good and 'at least 100 times' in good
-    assert 'learned nothing' not in good and 'ITM tells 90%' in good
+    assert 'learned nothing' not in good and 'ITM is right for 90%' in good and 'GRIT began with epoch 4' in good
+    assert 'GRIT has not begun' in ' '.join(demo.closing_words(report_of() | {'first_grit_epoch': None}))
     assert 'does not raise the mean recall of ITC: 50.0 before, 30.0 after' in bad and 'learned nothing' in bad
     assert 'at least 60 times' in bad
 
@@ -54,6 +56,12 @@ def test_the_closing_words_follow_the_metrics():
 def test_the_table_of_masked_words():
     lines = list(demo.masked_words_table(report_of()['masked_words']))
     assert 'color' in lines[0] and '98.0' in lines[1] and '20.0' in lines[2] and len({*map(len, lines)}) == 1
+
+
+@pytest.mark.parametrize('betas, first', [([0.1, 2.0, 0.5, 1.0], 2), ([0.1, 0.5, 3.0], None), ([0.1, 0.2, 0.3], None)])
+def test_the_first_epoch_of_grit(tmp_path, betas, first):
+    (tmp_path / 'log.txt').write_text(''.join(json.dumps({'train_itm_beta': beta}) + '\n' for beta in betas))
+    assert demo.first_grit_epoch(tmp_path) == first
 
 
 def test_every_third_checkpoint_and_the_last_are_evaluated(tmp_path, monkeypatch):
@@ -69,11 +77,21 @@ def test_every_third_checkpoint_and_the_last_are_evaluated(tmp_path, monkeypatch
     assert ['--page' in command for command in commands] == [False, False, False, True]
 
 
-def test_a_finished_demo_is_reused(tmp_path, monkeypatch, capsys):
+def test_the_folder_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
+    for settings in (None, '{"dataset": 1, "pretrain": []}'):
+        if settings:
+            (tmp_path / 'settings.json').write_text(settings)
+        with pytest.raises(InputError, match='of another version of the demo: remove it'):
+            demo.main([])
+
+
+def test_a_finished_demo_is_reused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, 'OUTPUT', tmp_path / 'demo')
     commands = []
     monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.0)
-    (tmp_path / 'report.json').write_text(json.dumps(report_of()))
+    demo.refuse_other_version()
+    (tmp_path / 'demo' / 'report.json').write_text(json.dumps(report_of()))
     demo.main([])
     printed = capsys.readouterr().out
     assert len(commands) == 1 and 'dataset.shapes' in commands[0]

@@ -8,7 +8,17 @@ import torch
 import Pretrain
 from dataset.samplers import EpochBatches
 from models import itm_negatives
-from tests.helpers import differing, examples_of, read_lines, read_log, read_pth, read_rows, weights, write_rows
+from tests.helpers import (
+    differing,
+    examples_of,
+    read_lines,
+    read_log,
+    read_pth,
+    read_rows,
+    state_of_run,
+    weights,
+    write_rows,
+)
 from tests.processes import launch
 from tests.tiny import arguments
 from utils.config import read_yaml
@@ -95,14 +105,68 @@ def test_a_warm_up_before_mining_changes_the_epochs_it_should(shapes, tmp_path):
     assert soft_start[0] == sampled[0] != grit[0] and soft_start[1] != sampled[1]
 
 
-def test_negatives_that_adapt_log_and_save_their_beta(shapes, tmp_path):
-    Pretrain.main(arguments('pretrain', shapes, tmp_path, 'itm_negatives=auto', 'itm_target_accuracy=0.7'))
+@pytest.fixture
+def moving_beta(monkeypatch):
+    """beta moves within a tiny run: it starts at 0.9 and rises while ITM is worse than its target."""
+    monkeypatch.setattr(itm_negatives, 'BETA_RANGE', (0.9, 3.0))
+    monkeypatch.setattr(itm_negatives, 'BETA_RATE', -1.0)
+
+
+def test_negatives_that_adapt_log_and_save_their_beta(shapes, tmp_path, moving_beta):
+    Pretrain.main(arguments('pretrain', shapes, tmp_path, 'itm_negatives=auto'))
     saved = [read_pth(tmp_path / f'checkpoint_0{epoch}.pth') for epoch in (0, 1)]
     betas = [content['ranks'][0]['itm_negatives']['beta'].item() for content in saved]
-    assert betas[0] != betas[1] or betas[1] == pytest.approx(0.02)
-    for record in read_log(tmp_path):
-        assert 0.0199 < record['train_itm_beta'] <= 50
+    means = [record['train_itm_beta'] for record in read_log(tmp_path)]
+    assert 0.9 < means[0] < betas[0] <= means[1] <= betas[1] <= 3
     assert not any('beta' in name or 'negatives' in name for name in saved[1]['model'])
+
+
+def test_grit_that_begins_by_itself_is_resumed_exactly(shapes, tmp_path, moving_beta):
+    """From a checkpoint in the epoch before GRIT begins, and from one after."""
+    settings = ('itm_negatives={0: uniform, 1: auto}', 'grit_from_epoch=auto', 'train_epochs=4')
+    Pretrain.main(arguments('pretrain', shapes, tmp_path / 'whole', *settings, 'save_every=4'))
+    log = read_log(tmp_path / 'whole')
+    assert [record['train_itm_beta'] >= 1 for record in log] == [False, True, True, True]
+    for start in (0, 1, 2):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        name = f'checkpoint_{start:02d}.pth'
+        (folder / name).write_bytes((tmp_path / 'whole' / name).read_bytes())
+        Pretrain.main(arguments('pretrain', shapes, folder, *settings, flags=['--resume']))
+        assert read_log(folder) == log
+        states = (state_of_run(path / 'checkpoint_03.pth') for path in (folder, tmp_path / 'whole'))
+        assert differing(*states) == []
+
+
+@pytest.mark.parametrize('before, after', [('hard', 'auto'), ('auto', 'hard'), ('sampled', '{0: sampled, 1: auto}')])
+def test_a_run_may_be_resumed_with_other_negatives(shapes, tmp_path, capsys, before, after):
+    Pretrain.main(arguments('pretrain', shapes, tmp_path, f'itm_negatives={before}', 'train_epochs=1'))
+    capsys.readouterr()
+    Pretrain.main(arguments('pretrain', shapes, tmp_path, f'itm_negatives={after}', flags=['--resume']))
+    printed = capsys.readouterr().out
+    assert '--resume: itm_negatives was' in printed and ('has no state of itm_negatives' in printed) == (
+        'auto' in after
+    )
+    records = read_log(tmp_path)
+    assert len(records) == 2 and ('train_itm_beta' in records[1]) == ('auto' in after)
+
+
+def test_random_batches_need_no_beta(shapes, tmp_path):
+    Pretrain.main(arguments('pretrain', shapes, tmp_path, 'sampler=random', 'grit_from_epoch=auto', 'train_epochs=1'))
+    assert len(read_log(tmp_path)) == 1
+
+
+def test_evaluation_uses_the_saved_beta(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(itm_negatives, 'BETA_RANGE', (0.0, 1e6))
+    Pretrain.main(arguments('pretrain', shapes, tmp_path / 'run', 'itm_negatives=auto', 'train_epochs=1'))
+    content = read_pth(tmp_path / 'run' / 'checkpoint_00.pth')
+    for beta in (0.0, 1e6, 0.0):
+        content['ranks'][0]['itm_negatives']['beta'] = torch.tensor(beta)
+        torch.save(content, tmp_path / f'{beta}.pth')
+        flags = ['--evaluate', '--checkpoint', str(tmp_path / f'{beta}.pth')]
+        Pretrain.main(arguments('pretrain', shapes, tmp_path / 'evaluation', 'itm_negatives=auto', flags=flags))
+    losses = [record['val_loss_itm'] for record in read_log(tmp_path / 'evaluation')]
+    assert losses[0] == losses[2] != losses[1]
 
 
 @pytest.mark.parametrize('beta, grouped', [(0.5, False), (3.0, True)])

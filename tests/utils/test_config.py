@@ -41,6 +41,7 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
         ('itm_negatives={}', 'itm_negatives must name a policy for epoch 0'),
         ('itm_target_accuracy=0.6', 'itm_target_accuracy must be a number between 0.667 and 1'),
         ('grit_from_epoch=auto', 'grit_from_epoch: auto needs itm_negatives: auto'),
+        ('hard_negatives_from_epoch=2', 'is no longer known; write itm_negatives: {0: sampled, EPOCH: hard} instead'),
         ('grit_from_epoch=-1', 'grit_from_epoch must be an integer of at least 0, or auto'),
         ('queue_size=1000', 'queue_size 1000 must be a multiple of search_space 640; take 640 or 1280'),
         ('search_space=100', 'must be a multiple of'),
