@@ -5,7 +5,6 @@ Every step is one command of this repository, printed before it runs; an interru
 
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
@@ -29,10 +28,9 @@ KEYS = ('txt_r1', 'txt_r5', 'txt_r10', 'img_r1', 'img_r5', 'img_r10')
 
 def step(title: str, command: Sequence[str]) -> float:
     """Run one command of the repository. Returns the seconds it took."""
-    threads = os.environ.get('OMP_NUM_THREADS', '1')  # more are hardly faster at this size, and change the last bits
-    print(f'\n=== {title}\n$ OMP_NUM_THREADS={threads} {shlex.join(["python", *command])}', flush=True)
+    print(f'\n=== {title}\n$ {shlex.join(["python", *command])}', flush=True)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], env=os.environ | {'OMP_NUM_THREADS': threads})
+    done = subprocess.run([sys.executable, *command])
     if done.returncode:
         raise InputError(
             f'this step failed (exit code {done.returncode}), see above; `make demo` tries it again, and without the '

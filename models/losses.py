@@ -100,8 +100,14 @@ def hardest_negatives(sim: Tensor, excluded: Tensor) -> Tensor:
 def sampled_negatives(sim: Tensor, excluded: Tensor, strength: Tensor | float = 1.0) -> Tensor:
     """For each row a candidate drawn with probability softmax(strength x sim) among those not excluded: [B, C] -> [B].
 
-    strength: 1 is ALBEF's sampling, 0 draws every candidate alike, and a large one the most similar candidate. It draws
-    what torch.multinomial draws, but does not check its input, for which the host would wait for the device.
+    strength: 1 is ALBEF's sampling, 0 draws every candidate alike, and a large one the most similar candidate.
     """
-    probability = (strength * sim).masked_fill(excluded, -torch.inf).softmax(dim=1)
+    return draw((strength * sim).masked_fill(excluded, -torch.inf).softmax(dim=1))
+
+
+def draw(probability: Tensor) -> Tensor:
+    """One candidate for each row by its probability: [B, C] -> [B] int64.
+
+    The same draw as torch.multinomial's, without its check of the input, for which the host waits for the device.
+    """
     return (probability / torch.empty_like(probability).exponential_()).argmax(dim=1)
