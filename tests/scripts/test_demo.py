@@ -64,17 +64,18 @@ def test_the_first_epoch_of_grit(tmp_path, betas, first):
     assert demo.first_grit_epoch(tmp_path) == first
 
 
-def test_every_third_checkpoint_and_the_last_are_evaluated(tmp_path, monkeypatch):
+@pytest.mark.parametrize('began, expected', [(4, ['03.pth', '10.pth']), (None, ['10.pth'])])
+def test_the_checkpoints_before_grit_and_at_the_end_are_evaluated(tmp_path, monkeypatch, began, expected):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
+    monkeypatch.setattr(demo, 'first_grit_epoch', lambda folder: began)
     commands = []
     monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.5)
     (tmp_path / 'pretrain').mkdir()
     for epoch in range(11):
         (tmp_path / 'pretrain' / f'checkpoint_{epoch:02d}.pth').touch()
-    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 6.0
-    evaluated = [command[command.index('--checkpoint') + 1][-6:] for command in commands]
-    assert evaluated == ['01.pth', '04.pth', '07.pth', '10.pth']
-    assert ['--page' in command for command in commands] == [False, False, False, True]
+    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 1.5 * len(expected)
+    assert [command[command.index('--checkpoint') + 1][-6:] for command in commands] == expected
+    assert ['--page' in command for command in commands] == [False] * (len(expected) - 1) + [True]
 
 
 def test_the_folder_of_another_version_is_refused(tmp_path, monkeypatch):
