@@ -6,6 +6,7 @@ import random
 import pytest
 
 import demo
+from utils.config import apply_overrides, read_yaml, resolve
 from utils.errors import InputError
 
 
@@ -40,15 +41,14 @@ def report_of(itm_acc=0.9, itc=50.0, reranked=60.0):
     last = {'train_itm_acc': itm_acc, 'train_sim_neighbour': 0.8, 'train_sim_random': 0.1}
     recall = {'itc': itc, 'reranked': reranked, 'chance': 0.5}
     report = {name: dict.fromkeys(demo.KEYS, value) for name, value in recall.items()}
-    return report | {'masked_words': masked, 'last_epoch': last, 'first_grit_epoch': 4, 'seconds': 100}
+    return report | {'masked_words': masked, 'last_epoch': last, 'seconds': 100}
 
 
 def test_the_closing_words_follow_the_metrics():
     good, bad = (' '.join(demo.closing_words(report)) for report in (report_of(), report_of(0.6667, 50.0, 30.0)))
     assert 'similarity of 0.80, random pairs 0.10' in good
     assert 'raises the mean recall of ITC: 50.0 before, 60.0 after' in good and 'at least 100 times' in good
-    assert 'learned nothing' not in good and 'ITM is right for 90%' in good and 'GRIT began with epoch 4' in good
-    assert 'GRIT has not begun' in ' '.join(demo.closing_words(report_of() | {'first_grit_epoch': None}))
+    assert 'learned nothing' not in good and 'ITM is right for 90%' in good and 'From epoch 4 on GRIT' in good
     assert 'does not raise the mean recall of ITC: 50.0 before, 30.0 after' in bad and 'learned nothing' in bad
     assert 'at least 60 times' in bad
 
@@ -58,24 +58,22 @@ def test_the_table_of_masked_words():
     assert 'color' in lines[0] and '98.0' in lines[1] and '20.0' in lines[2] and len({*map(len, lines)}) == 1
 
 
-@pytest.mark.parametrize('betas, first', [([0.1, 2.0, 0.5, 1.0], 2), ([0.1, 0.5, 3.0], None), ([0.1, 0.2, 0.3], None)])
-def test_the_first_epoch_of_grit(tmp_path, betas, first):
-    (tmp_path / 'log.txt').write_text(''.join(json.dumps({'train_itm_beta': beta}) + '\n' for beta in betas))
-    assert demo.first_grit_epoch(tmp_path) == first
-
-
-@pytest.mark.parametrize('began, expected', [(4, ['03.pth', '10.pth']), (None, ['10.pth'])])
-def test_the_checkpoints_before_grit_and_at_the_end_are_evaluated(tmp_path, monkeypatch, began, expected):
+def test_the_checkpoints_before_grit_and_at_the_end_are_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
-    monkeypatch.setattr(demo, 'first_grit_epoch', lambda folder: began)
     commands = []
     monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.5)
     (tmp_path / 'pretrain').mkdir()
     for epoch in range(11):
         (tmp_path / 'pretrain' / f'checkpoint_{epoch:02d}.pth').touch()
-    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 1.5 * len(expected)
-    assert [command[command.index('--checkpoint') + 1][-6:] for command in commands] == expected
-    assert ['--page' in command for command in commands] == [False] * (len(expected) - 1) + [True]
+    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 3.0
+    assert [command[command.index('--checkpoint') + 1][-6:] for command in commands] == ['03.pth', '10.pth']
+    assert ['--page' in command for command in commands] == [False, True]
+
+
+def test_the_settings_of_the_demo_are_valid():
+    config = apply_overrides(read_yaml('configs/shapes/Pretrain.yaml'), demo.SHORTER)
+    resolved, unused = resolve('pretrain', config)
+    assert not unused and resolved['train_epochs'] == resolved['schedular']['epochs'] > demo.GRIT_FROM
 
 
 def test_the_folder_of_another_version_is_refused(tmp_path, monkeypatch):
