@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shapes.build import VERSION
+from evaluation.log_table import read_log
+from evaluation.masked_words import masked_word_lines
 from utils.arguments import Parser
 from utils.entry import run_main
 from utils.errors import InputError
@@ -44,11 +46,6 @@ def step(title: str, command: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def last_record(folder: Path) -> dict[str, Any]:
-    """The last record of a folder's log.txt."""
-    return json.loads(Path(folder, 'log.txt').read_text().splitlines()[-1])
-
-
 def chance_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Recall in percent of a random ranking: {key: percent}, for rows with a list of captions each."""
     texts = sum(len(row['caption']) for row in rows)
@@ -67,20 +64,9 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         yield f'{words:28}' + ''.join(f'{report[name][key]:9.1f}' for key in KEYS)
 
 
-def masked_words_table(kinds: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """The accuracy of masked words as lines: the model's, and that of always giving the most frequent word."""
-    yield f'{"masked words found, %":28}' + ''.join(f'{kind:>10}' for kind in kinds)
-    for key, words in (('accuracy', 'by the model'), ('most_frequent', 'most frequent word')):
-        yield f'{words:28}' + ''.join(f'{metrics[key]:10.1f}' for metrics in kinds.values())
-
-
-def mean_recall(recall: Mapping[str, float]) -> float:
-    return sum(recall[key] for key in KEYS) / len(KEYS)
-
-
 def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
     """What the metrics say, in sentences."""
-    record, itc, reranked = report['last_epoch'], *(mean_recall(report[name]) for name in ('itc', 'reranked'))
+    record, itc, reranked = report['last_epoch'], report['itc']['r_mean'], report['reranked']['r_mean']
     neighbor, random_pair = record['train_sim_neighbour'], record['train_sim_random']
     yield (
         f'From epoch {GRIT_FROM} on GRIT made the mini-batches: in the last epoch neighbors have a similarity of '
@@ -127,13 +113,13 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     seconds += step('A picture of the mini-batches', command)
     command = ['-m', 'reports.curves', str(pretrain), '--evaluations', str(OUTPUT / 'zero_shot')]
     seconds += step('A picture of the curves', [*command, '--out', str(OUTPUT / 'curves.png')])
-    found = last_record(OUTPUT / 'zero_shot')
+    found = read_log(OUTPUT / 'zero_shot' / 'log.txt')[-1]
     return {
-        'itc': {key: found[f'test_itc_{key}'] for key in KEYS},
-        'reranked': {key: found[f'test_{key}'] for key in KEYS},
+        'itc': {key: found[f'test_itc_{key}'] for key in (*KEYS, 'r_mean')},
+        'reranked': {key: found[f'test_{key}'] for key in (*KEYS, 'r_mean')},
         'chance': chance_of(json.loads((DATA / 'retrieval_test.json').read_text())),
         'masked_words': json.loads(words.read_text())['kinds'],
-        'last_epoch': last_record(pretrain),
+        'last_epoch': read_log(pretrain / 'log.txt')[-1],
         'seconds': round(seconds, 1),
     }
 
@@ -168,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'set-up {args.setup_seconds:.0f} s, run {report["seconds"]:.0f} s\n')
     print('\n'.join(table(report)))
     print()
-    print('\n'.join(masked_words_table(report['masked_words'])))
+    print('masked words of unseen scenes that the model finds')
+    print('\n'.join(masked_word_lines(report['masked_words'])))
     print()
     print('\n'.join(closing_words(report)))
     print(

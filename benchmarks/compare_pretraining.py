@@ -19,9 +19,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from evaluation.log_table import read_log  # noqa: E402
 from utils.arguments import Parser, positive_int  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402
@@ -58,12 +58,6 @@ METRICS = {
 lock = threading.Lock()
 
 
-def last_record(folder: Path) -> dict[str, Any] | None:
-    """The last record of a folder's log.txt; None if there is none."""
-    path = folder / 'log.txt'
-    return json.loads(path.read_text().splitlines()[-1]) if path.is_file() else None
-
-
 def run_script(command: Sequence[str], log: Path) -> None:
     """Run one script with one thread; its output goes to a file. InputError with its last lines if it fails."""
     environment = os.environ | {'OMP_NUM_THREADS': '1'}
@@ -97,13 +91,13 @@ def run_arm(arm: str, seed: int, data: str, out: Path) -> None:
     command = ['Pretrain.py', '--config', 'configs/shapes/Pretrain.yaml', '--output_dir', f'{folder}/pretrain']
     command += ['--seed', str(seed), '--resume', *common, *(word for item in settings for word in ('--set', item))]
     run_script(command, folder / 'output.txt')
-    trained = last_record(folder / 'pretrain')
+    trained = read_log(folder / 'pretrain' / 'log.txt')[-1]
     seconds = re.findall(r'^epoch \d+ took ([\d.]+) s$', (folder / 'output.txt').read_text(), re.MULTILINE)
     command = ['Retrieval.py', '--config', 'configs/shapes/Retrieval.yaml', '--output_dir', f'{folder}/zero_shot']
     command += ['--evaluate', '--checkpoint', f'{folder}/pretrain/checkpoint_{trained["epoch"]:02d}.pth', *common]
     command += ['--set', 'val_file=null', '--set', f'test_file={data}/retrieval_test.json']
     run_script(command, folder / 'output.txt')
-    found = last_record(folder / 'zero_shot')
+    found = read_log(folder / 'zero_shot' / 'log.txt')[-1]
     result = {name: found[key] for name, key in METRICS.items()}
     result |= {'ITM accuracy': trained['train_itm_acc'], 'minutes': sum(map(float, seconds)) / 60}
     with atomic_write(folder / 'result.json') as file:

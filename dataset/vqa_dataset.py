@@ -5,7 +5,6 @@ Legend: B questions, N answers of all questions of a batch, S question tokens, L
 A answers in the list.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
 from models.tokenization_bert import pack_tokenizer
 from utils.errors import InputError, MissingFileError
+from utils.files import read_json
 from utils.log import print_rank0
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
@@ -155,11 +155,7 @@ def read_answer_list(path: str) -> list[str]:
     """The list of answers to choose from: a JSON list of strings. InputError with the remedy."""
     if not os.path.isfile(path):
         raise MissingFileError(f'answer_list: there is no file {path}; `python -m dataset.prepare vqa` makes one')
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            answers = json.load(file)
-    except ValueError as error:
-        raise InputError(f'answer_list: {path} is not valid JSON: {error}') from None
+    answers = read_json(path, 'answer_list')
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f'answer_list: {path} must contain a list of strings, one or more')
     return answers

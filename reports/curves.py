@@ -209,14 +209,19 @@ def _add_evaluations(path: Path, records: Run, runs: Mapping[str, dict[int, dict
         epoch = re.fullmatch(r'checkpoint_(\d+)\.pth', checkpoint.name)
         folder = _folder_of(checkpoint, [*runs])
         recall = {key: value for key, value in record.items() if key.startswith(('val_', 'test_'))}
-        if epoch and folder and any('r_mean' in key for key in recall):
+        reason = ''
+        if not checkpoint.name:
+            reason = 'names no checkpoint'
+        elif not (epoch and folder):
+            reason = f'{checkpoint} is no checkpoint_XX.pth of the runs'
+        elif not any(key.endswith('r_mean') for key in recall):
+            reason = 'has no recall'
+        if reason:
+            print(f'left out {path}, line {number}: {reason}')
+        else:
             epoch = int(epoch[1])
             runs[folder][epoch] = runs[folder].get(epoch, {'epoch': epoch}) | recall
             added += 1
-        else:
-            reason = f'{checkpoint} is no checkpoint_XX.pth of the runs' if checkpoint.name else 'names no checkpoint'
-            reason = 'it has no recall' if epoch and folder else reason
-            print(f'left out {path}, line {number}: {reason}')
     return added
 
 

@@ -33,7 +33,7 @@ from utils.arguments import Parser, positive_int
 from utils.checkpoint import find_run
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_json
 
 IMAGES_AT_ONCE = 32
 TEXTS_AT_ONCE = 256  # in a forward pass: limits the memory for the keys and values of their images
@@ -54,11 +54,7 @@ def read_word_kinds(path: str) -> dict[str, list[str]]:
         raise InputError(f'--words {path} is a folder; give the JSON file in it')
     if not os.path.isfile(path):
         raise MissingFileError(f'--words {path}: there is no such file')
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise InputError(f'--words {path} is not valid JSON: {error}') from None
+    content = read_json(path, '--words')
     if not isinstance(content, dict) or not content:
         raise InputError(f'--words {path} must contain {{kind: [word, ...]}}, such as {{"color": ["red", "blue"]}}')
     kinds: dict[str, list[str]] = {}

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.config_keys import KEYS
 from utils.errors import InputError
 from utils.files import atomic_write
 from utils.log import print_rank0, write_log
@@ -181,10 +180,9 @@ def resume_run(path: str, parts: RunParts) -> Status:
             '--output_dir'
         )
     before, now = content['config'], parts.config
-    for key in sorted({*before, *now} & {*KEYS}):
-        was = before.get(key)
-        if was != now.get(key) and not (key == 'itm_negatives' and {0: was} == now[key]):  # as once written
-            print_rank0(f'--resume: {key} was {was!r} and is now {now.get(key)!r}')
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            print_rank0(f'--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}')
     try:
         unwrap(parts.model).load_state_dict(content['model'])
         parts.optimizer.load_state_dict(content['optimizer'])

@@ -4,7 +4,6 @@ python -m utils.config    prints the table of keys
 """
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from utils.arguments import Parser
 from utils.config_keys import BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_json
 
 Config = dict[str, Any]
 
@@ -156,10 +155,7 @@ def read_bert_config(path: str) -> Config:
         raise MissingFileError(f'bert_config: there is no file {path}')
     if str(path).endswith(('.yaml', '.yml')):
         return read_yaml(path)
-    try:
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'bert_config: {path} is not valid JSON: {error}') from None
+    value = read_json(path, 'bert_config')
     if not isinstance(value, dict):
         raise InputError(f'bert_config: {path} must contain a mapping of keys to values')
     return value

@@ -1,13 +1,25 @@
 """Files that are complete or absent: written under a temporary name in the same folder, then renamed."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from utils.errors import InputError
+
+
+def read_json(path: str | os.PathLike, name: str) -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    name: of the key or option that names the file, for the InputError if it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except ValueError as error:
+        raise InputError(f'{name}: {path} is not valid JSON: {error}') from None
 
 
 @contextmanager
