@@ -255,7 +255,7 @@ def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str) -> str
     size = os.fstat(handle.fileno()).st_size
     if size > 1 << 26:
         print(f'Building the annotation cache of {file} ({size >> 20} MiB), once', file=sys.stderr, flush=True)
-    with atomic_write(target, 'w+b', sync=True, unique=True) as out:
+    with atomic_write(target, 'w+b', sync=True) as out:
         _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind))
         out.write(_digest(out, out.tell()).encode())
     _remove_stale(prefix, target)

@@ -114,7 +114,7 @@ def caption_rows(images: Iterable[tuple[str, list]], per_image: bool, summary: S
 def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
     """Write rows as a JSON list, one per line, atomically. InputError if there is none."""
     count, texts, images = 0, 0, set()
-    with atomic_write(path, unique=True) as out:
+    with atomic_write(path) as out:
         for row in rows:
             out.write(f'{"," if count else "["}\n{json.dumps(row)}')
             count += 1
@@ -129,7 +129,7 @@ def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Write a JSON file atomically."""
-    with atomic_write(path, unique=True) as out:
+    with atomic_write(path) as out:
         json.dump(value, out, indent=1)
 
 

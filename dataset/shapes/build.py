@@ -57,7 +57,7 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
         'test_captions_one_word_apart': share_one_word_apart(rows['retrieval_test.json']),
     }
     for name, content in encoded_files(scenes, rows, marker):
-        with atomic_write(out / name, 'wb', unique=True) as file:
+        with atomic_write(out / name, 'wb') as file:
             file.write(content)
     return marker | {'reused': False}
 
