@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from dataset.base import BlankImages
 from dataset.loader import evaluation_splits, move_batch
 from dataset.nlvr_dataset import NLVRDataset, NLVREvalDataset
 from engine import TrainingRun, find_checkpoint
@@ -24,8 +25,8 @@ from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
-from utils.log import print_gathered, print_rank0
-from utils.setup import autocast, finish_evaluation, start, to_device, unwrap
+from utils.log import print_rank0
+from utils.setup import autocast, finish_evaluation, script, start, to_device, unwrap
 
 
 @torch.no_grad()
@@ -36,15 +37,15 @@ def predict(model, dataset, loader, config, device):
     are the momentum copy's.
     """
     model.eval()
-    index, logits, bad = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2)], []
+    index, logits, blank = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 2)], BlankImages(dataset)
     for batch in loader:
+        blank.record(batch['bad'])
         moved = move_batch(batch, device)
         with autocast(device, config):
             out = unwrap(model)(moved['images'], moved['text'], use_momentum=config['eval_ema'])
         index.append(batch['index'])
         logits.append(out.cpu())
-        bad += batch['bad']
-    print_gathered(bad)
+    blank.report()
     index, logits = (torch.cat(distributed.all_gather_tensors(torch.cat(parts))) for parts in (index, logits))
     assert len(index) == len(dataset)
     return logits[index.argsort()]
@@ -89,6 +90,7 @@ def initialize(model, args, eval_ema):
         model.copy_momentum()
 
 
+@script
 def main(argv=None):
     args = create_parser('nlvr', 'Fine-tune on NLVR2, or evaluate.').parse_args(argv)
     config, device = start('nlvr', args)
@@ -117,10 +119,11 @@ def main(argv=None):
                 loss = model(batch['images'], batch['text'], batch['targets'], run.distillation_weight())
             run.optimize(loss)
             run.log(loss=loss)
-        record = run.summary() | evaluate(model, splits, config, device, args.output_dir, f'_epoch{epoch}')
+        record = run.summary()
+        run.save()  # the evaluation may fail, or be killed
+        record |= evaluate(model, splits, config, device, args.output_dir, f'_epoch{epoch}')
         run.plan.set_random_order(epoch + 1)
         run.end_epoch(record, metric=record.get('val_acc'))
-    distributed.close()
 
 
 if __name__ == '__main__':

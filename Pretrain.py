@@ -19,11 +19,11 @@ from models import create_model
 from models.tokenization_bert import create_tokenizer
 from models.weights import load_bert, load_deit, load_pretrain, read_weights
 from utils import distributed
-from utils.arguments import add_flag, create_parser
+from utils.arguments import add_flag, boolean_or_folder, create_parser
 from utils.checkpoint import open_run
 from utils.entry import run_main
 from utils.log import Averages, print_rank0
-from utils.setup import autocast, finish_evaluation, start, to_device, unwrap
+from utils.setup import autocast, finish_evaluation, script, start, to_device, unwrap
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 METRICS = (*LOSSES, 'itm_acc')
@@ -103,11 +103,20 @@ def initialize(model, args, config):
 
 def parse_arguments(argv):
     parser = create_parser('pretrain', 'Pre-train with grouped mini-batch sampling.')
-    add_flag(parser, '--index_warmstart', False, 'use the order that is saved in output_dir for epoch 0')
+    parser.add_argument(
+        '--index_warmstart',
+        nargs='?',
+        const=True,
+        default=False,
+        type=boolean_or_folder,
+        metavar='FOLDER',
+        help='epoch 0 has the order that a run saved in FOLDER (default: output_dir)',
+    )
     add_flag(parser, '--mini_batch_shuffle_across_gpu', False, 'shuffle the mini-batches of all ranks together')
     return parser.parse_args(argv)
 
 
+@script
 def main(argv=None):
     args = parse_arguments(argv)
     config, device = start('pretrain', args)
@@ -140,8 +149,8 @@ def main(argv=None):
     )
     if args.evaluate:
         return finish_evaluation(args, evaluate(run, args.checkpoint, config, device))
-    warmstart = args.index_warmstart and not resume_from
-    run.begin(resume_from, saved_order(args.output_dir) if warmstart else None)
+    folder = args.output_dir if args.index_warmstart is True else args.index_warmstart
+    run.begin(resume_from, saved_order(folder) if folder and not resume_from else None)
 
     for epoch in run.epochs():
         negatives.begin_epoch(epoch)
@@ -163,7 +172,6 @@ def main(argv=None):
         set_next_order(run, epoch + 1, collector, record, args, config)
         run.end_epoch(record)
         print_rank0(MAJORITY_ITM)
-    distributed.close()
 
 
 if __name__ == '__main__':

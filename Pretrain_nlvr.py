@@ -15,11 +15,10 @@ from engine import TrainingRun, find_checkpoint
 from models import create_model
 from models.tokenization_bert import create_tokenizer
 from models.weights import load_bert, load_text_assignment, read_weights
-from utils import distributed
 from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.log import Averages, print_rank0
-from utils.setup import autocast, finish_evaluation, start, to_device
+from utils.setup import autocast, finish_evaluation, script, start, to_device
 
 CHANCE = 'chance is 1.0986'  # the loss of three equally likely answers
 
@@ -46,6 +45,7 @@ def initialize(model, args):
         print_rank0('image encoder and projections: random weights; give a pre-training checkpoint with --checkpoint')
 
 
+@script
 def main(argv=None):
     args = create_parser('nlvr_pretrain', 'Pre-train the assignment of captions to two images.').parse_args(argv)
     config, device = start('nlvr_pretrain', args)
@@ -74,7 +74,6 @@ def main(argv=None):
         run.plan.set_random_order(epoch + 1)
         run.end_epoch(record)
         print_rank0(CHANCE)
-    distributed.close()
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from dataset.base import BlankImages
 from dataset.loader import evaluation_splits
 from dataset.retrieval_dataset import TEXTS_PER_BATCH, RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.samplers import ShardBatches
@@ -26,8 +27,8 @@ from utils import distributed
 from utils.arguments import add_flag, create_parser
 from utils.entry import run_main
 from utils.errors import InputError
-from utils.log import Progress, print_gathered, print_rank0
-from utils.setup import autocast, finish_evaluation, one_thread, start, to_device, unwrap
+from utils.log import Progress, print_rank0
+from utils.setup import autocast, finish_evaluation, one_thread, script, start, to_device, unwrap
 
 METRICS = ('loss_itc', 'loss_itm', 'itm_acc', 'no_negative')
 
@@ -37,25 +38,25 @@ def score(model, dataset, loader, config, device):
     shard = ShardBatches(len(dataset.texts), TEXTS_PER_BATCH, distributed.rank(), distributed.world_size())
     texts = (dataset.tokens(numbers) for numbers in shard)
     store = device if config['keep_embeds'] == 'device' else torch.device('cpu')
-    bad = []
-    images = images_of(loader, f'{dataset.split}: encoding', config, device, bad)
+    images = images_of(dataset, loader, config, device)
     with one_thread(device), autocast(device, config):
         title = f'{dataset.split}: re-ranking'
         scores = score_split(unwrap(model), images, texts, config['k_test'], store, title, config['print_freq'])
-    print_gathered(bad)
     return scores
 
 
-def images_of(loader, title, config, device, bad):
-    """The image batches of this rank's loader, with a progress bar; warnings about images are added to `bad`."""
-    size, every = config['batch_size_test'], config['print_freq']
+def images_of(dataset, loader, config, device):
+    """The image batches of this rank's loader, with a progress bar; after the last a collective, see `BlankImages`."""
+    size, every, blank = config['batch_size_test'], config['print_freq'], BlankImages(dataset)
+    title = f'{dataset.split}: encoding'
     progress = Progress(title, len(loader), every=every, unit_size=size, unit='images', device=device)
     for done, batch in enumerate(loader):
-        bad += batch['bad']
+        blank.record(batch['bad'])
         yield batch['image']
         if progress.due(done):
             progress.report(done)
     progress.close()
+    blank.report()
 
 
 def evaluate(model, splits, config, device, page=None):
@@ -141,6 +142,7 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+@script
 def main(argv=None):
     args = parse_arguments(argv)
     config, device = start('retrieval', args)
@@ -182,10 +184,11 @@ def main(argv=None):
                 out = model(batch['image'], batch['text'], idx=batch['idx'], alpha=run.distillation_weight())
             run.optimize(out['loss_itc'] + out['loss_itm'])
             run.log(**{name: out[name] for name in METRICS})
-        record = run.summary() | evaluate(model, splits, config, device)
+        record = run.summary()
+        run.save()  # the evaluation may fail, or be killed
+        record |= evaluate(model, splits, config, device)
         run.plan.set_random_order(epoch + 1)
         run.end_epoch(record, metric=record[f'{args.select_on}_r_mean'])
-    distributed.close()
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from dataset.base import BlankImages
 from dataset.loader import evaluation_splits, move_batch
 from dataset.vqa_dataset import AnswerList, VQAEvalDataset, VQATrainingSet, read_answer_list
 from engine import TrainingRun, find_checkpoint
@@ -25,8 +26,8 @@ from utils import distributed
 from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.errors import InputError
-from utils.log import Progress, print_gathered, print_rank0
-from utils.setup import autocast, finish_evaluation, one_thread, start, to_device, unwrap
+from utils.log import Progress, print_rank0
+from utils.setup import autocast, finish_evaluation, one_thread, script, start, to_device, unwrap
 
 
 @torch.no_grad()
@@ -39,18 +40,18 @@ def predict(model, questions, loader, answers, config, device):
     tokens, k, every = answers.tokens.to(device), config['k_test'], config['print_freq']
     unit_size = config['batch_size_test'] * distributed.world_size()
     progress = Progress(f'{questions.split} questions', len(loader), 0, every, unit_size, 'questions', device)
-    predicted, bad = {}, []
+    predicted, blank = {}, BlankImages(questions)
     for step, batch in enumerate(loader):
+        blank.record(batch['bad'])
         moved = move_batch(batch, device)
         with one_thread(device), autocast(device, config):
             ids, _ = unwrap(model).rank_answers(moved['image'], moved['question'], tokens, k)
         predicted |= zip(batch['index'].tolist(), ids[:, 0].tolist(), strict=True)
-        bad += batch['bad']
         if progress.due(step):
             progress.report(step)
     progress.close()
 
-    print_gathered(bad)
+    blank.report()
     shards = distributed.gather_objects(predicted)
     if shards is None:
         return None
@@ -124,6 +125,7 @@ def check_splits(splits, args):
         raise InputError('--evaluate: the configuration has neither val_file nor test_file')
 
 
+@script
 def main(argv=None):
     parser = create_parser('vqa', 'Fine-tune for visual question answering, or answer the questions of a split.')
     help_decoder = 'BERT weights for the answer decoder if no checkpoint is given (default: those of --text_encoder)'
@@ -160,12 +162,12 @@ def main(argv=None):
 
         # Splits with true answers after every epoch; a test split without them only at the end, for the official
         # server.
+        record = run.summary()
+        run.save()  # the evaluation may fail, or be killed
         is_last = epoch + 1 == config['schedular']['epochs']
-        metrics = evaluate(model, splits, answers, epoch, config, device, args.output_dir, all_splits=is_last)
-        record = run.summary() | metrics
+        record |= evaluate(model, splits, answers, epoch, config, device, args.output_dir, all_splits=is_last)
         run.plan.set_random_order(epoch + 1)
         run.end_epoch(record, metric=record.get('val_overall'))
-    distributed.close()
 
 
 if __name__ == '__main__':

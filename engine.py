@@ -7,7 +7,9 @@
             loss = model(...)
             run.optimize(loss)                       # learning rate, backward pass, clipping, step
             run.log(loss=loss)                       # never waits for the device
-        record = run.summary() | evaluate(...)       # {epoch, train_lr, train_METRIC: mean over all ranks}
+        record = run.summary()                       # {epoch, train_lr, train_METRIC: mean over all ranks}
+        run.save()                                   # what follows may fail, or be killed
+        record |= evaluate(...)
         run.plan.set_random_order(epoch + 1)         # or GRIT's order
         run.end_epoch(record, metric=...)            # checkpoint, log.txt, checkpoint_best.pth
 
@@ -18,14 +20,18 @@ Invariants:
 2. Whatever outlives a step is in the model, the optimizer, a default random generator, or an entry of `state`: an
    object with `state_dict` and `load_state_dict`, and with `reset` if the end of an epoch resets it.
 3. Nothing here draws from a default random generator; the learning rate is a function of (epoch, step).
-4. `begin`, `batches`, `optimize`, `summary` and `end_epoch` are collectives: every rank calls them alike.
-5. Leaving the inner loop early, or not setting the order of the next epoch, fails an assertion.
+4. `begin`, `batches`, `optimize`, `summary`, `save` and `end_epoch` are collectives: every rank calls them alike.
+5. A step whose gradient is not finite changes neither weights nor averages, and no checkpoint has weights that are not.
+6. A signal to stop is obeyed between two bodies of the inner loop, after a checkpoint, on all ranks alike; or at once,
+   where nothing is lost: before training, and between `save` and `end_epoch`.
+7. Leaving the inner loop early, or not setting the order of the next epoch, fails an assertion.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +42,35 @@ from dataset.loader import create_loader, move_batch
 from dataset.samplers import EpochBatches, PositionSampler
 from optim import create_optimizer, set_learning_rate
 from scheduler import distillation_weight, learning_rate
-from utils import distributed
-from utils.checkpoint import STEP_FILE, RunParts, Status, complete_epoch, find_run, resume_run, save_run
+from utils import distributed, finite, interrupts
+from utils.checkpoint import (
+    STEP_FILE,
+    RunParts,
+    Status,
+    complete_epoch,
+    epoch_file,
+    find_run,
+    refuse_earlier_run,
+    resume_run,
+    save_run,
+)
+from utils.config import write_yaml
+from utils.errors import InputError
 from utils.log import Averages, Progress, print_rank0, start_log, write_log
+
+MOST_SKIPPED = 10  # steps in a row, with on_nonfinite: skip
+ROWS_NAMED = 64
 
 
 def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
     """The checkpoint that `--resume` continues from, or None (a collective).
 
     With --evaluate there is nothing to continue; the checkpoint to resume is then the one to evaluate:
-    `args.checkpoint`.
+    `args.checkpoint`. InputError if a new run would overwrite an earlier one, or without anything to evaluate.
     """
-    resume_from = find_run(args.output_dir, task, args.checkpoint) if args.resume else None
+    if not (args.resume or args.evaluate):
+        refuse_earlier_run(args.output_dir)
+    resume_from = find_run(args.output_dir, task, args.checkpoint, args.elastic) if args.resume else None
     if args.evaluate:
         args.checkpoint = resume_from or args.checkpoint
         return None
@@ -77,16 +100,19 @@ class TrainingRun:
         state: Mapping[str, Any] | None = None,
     ):
         self.model, self.config, self.device = model, config, device
-        self.folder, self.batch_size, self.num_epochs = args.output_dir, batch_size, epochs
-        self.unit = dataset.unit
+        self.args, self.folder, self.batch_size, self.num_epochs = args, args.output_dir, batch_size, epochs
+        self.dataset, self.unit = dataset, dataset.unit
         self.plan = EpochPlan(len(dataset), batch_size, distributed.rank(), distributed.world_size(), args.seed)
         self.sampler = EpochBatches()
         self.loader = create_loader(dataset, self.sampler, config['num_workers'], device)
         self.optimizer = create_optimizer(config['optimizer'], model)
         self.averages = Averages(metrics, device)
         self.bad_images = BadImages(args.output_dir, len(dataset))
+        self.is_finite = torch.tensor(True, device=device)  # [], whether the last gradient was
+        self.results, self.skipped = finite.StepResults(device), 0
         self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
-        self.parts = RunParts(task, model, self.optimizer, config, self.state)
+        identity = {'seed': str(args.seed)} | dataset.identity()
+        self.parts = RunParts(task, model, self.optimizer, config, self.state, identity)
         self.status = Status()
         print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')
 
@@ -108,13 +134,15 @@ class TrainingRun:
         order: [n] int64, the examples of a new run's first epoch, of all ranks; random if None.
         """
         if resume_from:
-            self.status = resume_run(resume_from, self.parts)
+            self.status = resume_run(resume_from, self.parts, self.args.force, self.args.elastic)
         else:
             start_log(self.folder)
             if order is None:
                 self.plan.set_random_order(0)
             else:
                 self.plan.set_order(order)
+        if distributed.is_main():
+            write_yaml(self.config, f'{self.folder}/config.yaml')
         write_log(self.folder, self.status.records)
 
     def epochs(self) -> Iterator[int]:
@@ -127,49 +155,60 @@ class TrainingRun:
     def batches(self) -> Iterator[dict[str, Any]]:
         """The batches of the epoch from the run's position on, on the device.
 
-        After each body: record unreadable images, report progress, write the checkpoint of `save_every`.
+        After each body: look for gradients that are not finite, record unreadable images, report progress, write the
+        checkpoint of `save_every`, and stop if a signal asks for it.
         """
+        interrupts.defer()
         self.model.train()
         first = self.step
         self.sampler.set_epoch(self.epoch, PositionSampler(self.plan.order, self.batch_size, first))
         unit_size, every = self.batch_size * distributed.world_size(), self.config['print_freq']
         progress = Progress(f'epoch {self.epoch}', self.steps, first, every, unit_size, self.unit, self.device)
-        for step, batch in enumerate(self.loader, start=first):
-            self.status.step = step
+        for step, batch in enumerate(self.loader if first < self.steps else (), start=first):
+            self.status.step, self._index = step, batch['index']
             yield move_batch(batch, self.device)
+            self._check_finite(now=progress.due(step))
             self.bad_images.record(batch['bad'])
             if progress.due(step):
                 progress.report(step, lr=self.learning_rate(), **self.averages.recent())
             self._save_inside_epoch(step + 1)
         progress.close()
-        self.completed = True
+        self.status.step, self.completed = self.steps, True
 
     def learning_rate(self) -> float:
-        """The learning rate of the current step."""
-        return learning_rate(self.config['schedular'], self.epoch, self.step)
+        """The learning rate of the current step, after the last batch that of the last step."""
+        return learning_rate(self.config['schedular'], self.epoch, min(self.step, self.steps - 1))
 
     def distillation_weight(self) -> float:
         """alpha of the current step: the weight of the momentum model's predictions in the targets."""
         return distillation_weight(self.config, self.epoch, self.step, self.steps)
 
     def optimize(self, loss: Tensor) -> None:
-        """One optimizer step on a loss, at the learning rate of (epoch, step), with `clip_grad_norm` if it is set."""
+        """One optimizer step on a loss, at the learning rate of (epoch, step), with `clip_grad_norm` if it is set.
+
+        If loss or gradient are not finite, on any rank, nothing changes. Never waits for a GPU.
+        """
         set_learning_rate(self.optimizer, self.learning_rate())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config['clip_grad_norm']:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config['clip_grad_norm'])
-        self.optimizer.step()
+        self.is_finite = finite.backward(loss, self.model.parameters(), self.config['clip_grad_norm'])
+        finite.step_if(self.is_finite, self.optimizer)
+        self.results.add((self.step, self._index), torch.stack([self.is_finite, loss.detach().isfinite()]))
 
     def log(self, **values: Tensor | float) -> None:
-        """Add the metrics of a step, one value for each name. Never waits for the device."""
-        self.averages.update(**values)
+        """Add the metrics of a step, one value for each name; a skipped step does not count. Never waits for a GPU."""
+        self.averages.update(counts=self.is_finite, **values)
 
     def summary(self) -> dict[str, Any]:
         """The epoch's record so far: {epoch, train_lr of the last step, train_METRIC: mean over steps and ranks}."""
         assert self.completed, 'the epoch was left before its last batch'
         means = {f'train_{name}': value for name, value in self.averages.epoch().items()}
         return {'epoch': self.epoch, 'train_lr': self.learning_rate(), **means}
+
+    def save(self) -> None:
+        """Write checkpoint_step.pth at the run's position. From here on, until `end_epoch`, a signal stops at once."""
+        save_run(f'{self.folder}/{STEP_FILE}', self.parts, self.status)
+        self._stop_if_asked(f'{self.folder}/{STEP_FILE}')
+        interrupts.allow()
 
     def seconds(self) -> float:
         """Since the epoch began, or was resumed."""
@@ -182,6 +221,7 @@ class TrainingRun:
         """
         assert self.completed, 'the epoch was left before its last batch'
         assert self.plan.order is not self.planned_order, 'the order of the next epoch was not set'
+        interrupts.defer()
         for part in self.state.values():
             if hasattr(part, 'reset'):
                 part.reset()
@@ -190,6 +230,8 @@ class TrainingRun:
         trained = {name: value for name, value in record.items() if not name.startswith(('val_', 'test_'))}
         print_rank0('  '.join(f'{name} {value:.6g}' for name, value in trained.items()))
         print_rank0(f'epoch {record["epoch"]} took {self.seconds():.1f} s')
+        self._stop_if_asked(epoch_file(self.folder, record['epoch']))
+        interrupts.allow()
 
     def evaluation_batches(self) -> Iterator[dict[str, Any]]:
         """The batches of a random epoch, on the device, without bookkeeping: for --evaluate on the training files."""
@@ -199,8 +241,59 @@ class TrainingRun:
             yield move_batch(batch, self.device)
 
     def _save_inside_epoch(self, next_step: int) -> None:
-        """Write checkpoint_step.pth every `save_every` steps of the run, but not at the end of an epoch."""
+        """Write checkpoint_step.pth every `save_every` steps of the run, but not at the end of an epoch; or to stop."""
         every = self.config['save_every']
-        if every and (self.epoch * self.steps + next_step) % every == 0 and next_step < self.steps:
+        due = every and (self.epoch * self.steps + next_step) % every == 0 and next_step < self.steps
+        signal = distributed.largest(interrupts.requested())
+        if due or signal:
+            self._check_finite(now=True)
             self.status.step = next_step
             save_run(f'{self.folder}/{STEP_FILE}', self.parts, self.status)
+        if signal:
+            self._stop(signal, f'{self.folder}/{STEP_FILE}')
+
+    def _stop_if_asked(self, saved: str | os.PathLike) -> None:
+        """Stop on all ranks if one of them got a signal."""
+        signal = distributed.largest(interrupts.requested())
+        if signal:
+            self._stop(signal, saved)
+
+    def _stop(self, signal: int, saved: str | os.PathLike) -> NoReturn:
+        place = f'epoch {self.epoch}, step {self.step}'
+        raise interrupts.Stopped(
+            signal, f'stopped by {interrupts.name_of(signal)} at {place}; --resume continues {saved}'
+        )
+
+    def _check_finite(self, now: bool) -> None:
+        """Report the steps whose gradient was not finite: an error, or a line with on_nonfinite: skip.
+
+        now: look at all steps so far, for which the host may wait.
+        """
+        for (step, index), (is_finite, loss_is_finite) in self.results.ready(now):
+            self.skipped = 0 if is_finite else self.skipped + 1
+            if is_finite:
+                continue
+            ranks = distributed.all_gather_objects((loss_is_finite, index.tolist()))
+            rows = [rows for loss_was_finite, rows in ranks if not loss_was_finite] or [rows for _, rows in ranks]
+            what = 'the gradient is' if all(loss_was_finite for loss_was_finite, _ in ranks) else 'the loss is'
+            place = f'epoch {self.epoch}, step {step}: {what} not finite, with {self._named(sum(rows, []))}'
+            if self.config['on_nonfinite'] == 'error':
+                raise InputError(
+                    f'{place}; the weights are those from before. --resume continues from the last checkpoint; try '
+                    'clip_grad_norm, a lower optimizer.lr, precision: fp32, or on_nonfinite: skip to leave such steps '
+                    'out'
+                )
+            print_rank0(f'skipped {place}')
+            if self.skipped >= MOST_SKIPPED:
+                raise InputError(
+                    f'{self.skipped} steps in a row were not finite, the last: {place}. The training diverged; '
+                    '--resume continues from the last checkpoint, with a lower optimizer.lr or clip_grad_norm'
+                )
+
+    def _named(self, rows: list[int]) -> str:
+        """Examples by file and row."""
+        numbers: dict[str, list[int]] = {}
+        for file, row in map(self.dataset.source, sorted(rows)[:ROWS_NAMED]):
+            numbers.setdefault(file, []).append(row)
+        words = [f'{file}, rows {", ".join(map(str, some))}' for file, some in numbers.items()]
+        return '; '.join(words) + (f' and {len(rows) - ROWS_NAMED} more' if len(rows) > ROWS_NAMED else '')

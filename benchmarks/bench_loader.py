@@ -25,7 +25,7 @@ from PIL import Image
 from torchvision import transforms as tv
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from dataset.images import worker_init  # noqa: E402
+from dataset.loader import compute_in_one_thread  # noqa: E402
 from dataset.randaugment import TEN  # noqa: E402
 from dataset.transforms import MEAN, STD, EvalTransform, TrainTransform, example_rng  # noqa: E402
 from utils.arguments import Parser  # noqa: E402
@@ -166,7 +166,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    worker_init(0)
+    compute_in_one_thread()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(folder, args.images, args.width, args.height, args.grain)

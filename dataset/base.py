@@ -12,8 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.annotations import Annotations, load_annotations
+from dataset.annotations.paths import leaves
 from dataset.images import BadImage
 from dataset.transforms import eval_transform, example_rng
+from models.tokenization_bert import fingerprint
 from utils import distributed
 from utils.errors import InputError, MissingFileError
 from utils.files import atomic_write
@@ -25,7 +27,7 @@ SAMPLED_ROWS = 32  # rows whose images are looked for before training
 
 
 class TrainingSet(Dataset):
-    """Examples by (epoch, index). A subclass has `table` (annotations) and `example(index, rng) -> dict`.
+    """Examples by (epoch, index). A subclass has `tokenizer` and `example(index, rng) -> dict`.
 
     Everything random about an example depends on (seed, epoch, index) alone, so not on the number of workers. An
     unreadable image is an error, or, with on_bad_image 'skip', another example replaces it; the batch then reports it
@@ -42,6 +44,14 @@ class TrainingSet(Dataset):
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         raise NotImplementedError
+
+    def source(self, index: int) -> tuple[str, int]:
+        """The file of an example and the number of its row."""
+        return self.table.source(index)
+
+    def identity(self) -> dict[str, str]:
+        """What a resumed run must find as it was: {train_file: rows and digest, vocabulary: tokens and digest}."""
+        return {'train_file': self.table.fingerprint(), 'vocabulary': fingerprint(self.tokenizer)}
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, requested = key
@@ -76,12 +86,14 @@ class EvalSet(Dataset):
     """The rows of a split, in order, each to be evaluated once.
 
     A subclass has `__getitem__`, which reads images with `read_image`. An unreadable image is an error, or, with
-    on_bad_image 'skip', replaced by a blank one with a warning in `bad`: metrics are always over all rows.
+    on_bad_image 'skip', replaced by a blank one and reported in `bad`: metrics are always over all rows. Too many of
+    them are an error in any case: see `BlankImages`.
 
     Legend: B rows, R image resolution.
     """
 
     unit = 'images'  # what a row is called in messages
+    images_per_row = 1
 
     def __init__(self, config: Mapping[str, Any], split: str, kind: str):
         self.split, self.table = split, load_annotations(config[f'{split}_file'], kind, config['annotation_cache'])
@@ -92,8 +104,8 @@ class EvalSet(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def read_image(self, index: int, path: str, bad: list[str]) -> torch.Tensor:
-        """The image of a row, [3, R, R] float32; if it is unreadable a blank one, and a warning is added to `bad`."""
+    def read_image(self, index: int, path: str, bad: list[tuple[int, str]]) -> torch.Tensor:
+        """The image of a row, [3, R, R] float32; if it is unreadable a blank one, and `bad` gets (index, reason)."""
         try:
             return self.transform(path)
         except BadImage as error:
@@ -103,16 +115,55 @@ class EvalSet(Dataset):
                     f'{file}, row {number}: {error}; repair the image, drop the row, or set on_bad_image: skip to '
                     'evaluate the row with a blank image'
                 ) from None
-            bad.append(f'evaluated with a blank image: {file}, row {number}: {error}')
+            bad.append((index, f'{file}, row {number}: {error}'))
             return torch.zeros(3, self.resolution, self.resolution)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """image [B, ...] float32, index [B] int64, bad: warnings about unreadable images."""
+        """image [B, ...] float32, index [B] int64, bad: [(index, reason)] of unreadable images."""
         return {
             'image': torch.stack([example['image'] for example in examples]),
             'index': torch.tensor([example['index'] for example in examples]),
-            'bad': [line for example in examples for line in example['bad']],
+            'bad': [item for example in examples for item in example['bad']],
         }
+
+
+def allowed_of(images: float) -> float:
+    """How many of so many images may be unreadable: 1 %, and one in any case."""
+    return max(1, ALLOWED_SHARE * images)
+
+
+class BlankImages:
+    """The unreadable images of one evaluation of a split: they are listed, or the evaluation stops at more than 1 %.
+
+    One is always allowed. The share is relative to all images of the split, whatever the number of processes.
+    """
+
+    def __init__(self, dataset: EvalSet):
+        self.dataset, self.total = dataset, len(dataset) * dataset.images_per_row
+        self.found: list[tuple[int, str]] = []
+
+    def record(self, bad: Iterable[tuple[int, str]]) -> None:
+        """bad: [(index, reason)] of a batch of this rank. InputError if this rank alone has too many for the split."""
+        self.found += bad
+        self._refuse_many(self.found, 'at least ')
+
+    def report(self) -> None:
+        """After the last batch: list those of all ranks. InputError on every rank for too many (a collective)."""
+        parts = distributed.gather_objects(self.found)
+        distributed.main_first(lambda: self._print(sorted(sum(parts, []))))
+
+    def _print(self, found: Sequence[tuple[int, str]]) -> None:
+        self._refuse_many(found)
+        for _, reason in found:
+            print_rank0(f'evaluated with a blank image: {reason}')
+
+    def _refuse_many(self, found: Sequence[tuple[int, str]], at_least: str = '') -> None:
+        if len(found) > allowed_of(self.total):
+            raise InputError(
+                f'{at_least}{len(found)} of the {self.total} images that the rows of {self.dataset.split}_file name '
+                f'cannot be read, more than {ALLOWED_SHARE:.0%}, the first: {found[0][1]}; restore the images, or '
+                'evaluate the annotation file without them that `python -m dataset.prepare check` makes'
+            )
 
 
 def image_key(path: str) -> int:
@@ -136,7 +187,7 @@ class BadImages:
             if index not in self.reasons:
                 self.reasons[index] = reason
                 print_rank0(f'skipped: {reason}')
-        if len(self.reasons) > max(1, ALLOWED_SHARE * self.shard_size):
+        if len(self.reasons) > allowed_of(self.shard_size):
             name = f'bad_images.rank{distributed.rank()}.jsonl'
             self._write([self.reasons], name)
             raise InputError(
@@ -165,17 +216,51 @@ class BadImages:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reasons = dict(state['reasons'])
 
+    def redistribute(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continue with the states of another number of ranks: every rank takes its share of what they found."""
+        reasons = sorted({index: reason for state in states for index, reason in state['reasons'].items()}.items())
+        self.reasons = dict(reasons[distributed.rank() :: distributed.world_size()])
 
-def require_images(table: Annotations, paths_of: Callable[[dict], list[str]], key: str = 'image_root') -> None:
-    """InputError if none of a sample of the rows' images exists: the root is wrong, and hours would be lost.
 
-    paths_of: row -> paths of its images. key: the configuration key that holds the root.
+def require_images(
+    table: Annotations,
+    paths_of: Callable[[dict], list[str]],
+    config: Mapping[str, Any],
+    key: str = 'image_root',
+    source: str | None = None,
+) -> None:
+    """InputError if an image is outside its root, or if none of a sample exists: the root is wrong.
+
+    paths_of: row -> paths of its images as the annotations have them. key: the configuration key that holds the root.
+    source: only of rows with this `dataset`; all if None.
     """
+    root = config[key]
+    if root and not config['images_outside_root']:
+        refuse_outside(table, paths_of, root, key, source)
     sample = range(0, len(table), max(1, len(table) // SAMPLED_ROWS))
-    found = [(index, path) for index in sample for path in paths_of(table[index])]
+    rows = [(index, table[index]) for index in sample]
+    rows = [(index, row) for index, row in rows if source in (None, row.get('dataset'))]
+    found = [(index, os.path.join(root, path)) for index, row in rows for path in paths_of(row)]
     if found and not any(os.path.exists(path) for _, path in found):
         file, row = table.source(found[0][0])
         raise MissingFileError(
             f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked for; set {key} '
             'to the folder that the paths of the annotations start from'
         )
+
+
+def refuse_outside(
+    table: Annotations, paths_of: Callable[[dict], list[str]], root: str, key: str, source: str | None
+) -> None:
+    """InputError for the first row with an image outside the root."""
+    name = 'images' if table.kind == 'nlvr' else 'image'
+    for index in table.may_leave(name, root).nonzero()[0].tolist():
+        row = table[index]
+        if source in (None, row.get('dataset')):
+            for path in filter(lambda path: leaves(path, root), paths_of(row)):
+                file, number = table.source(index)
+                raise InputError(
+                    f'{file}, row {number}: the image {path!r} is outside {key} {root!r}; correct the path (`python -m '
+                    f'dataset.prepare check --rebase` does), set {key} to a folder that holds all images, or set '
+                    'images_outside_root: true if you trust the file'
+                )

@@ -28,7 +28,7 @@ class PretrainDataset(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.transform = train_transform(config)
-        require_images(table, lambda row: [self.path(row)])
+        require_images(table, lambda row: [row['image']], config)
 
     def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])

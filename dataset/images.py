@@ -14,9 +14,9 @@ import struct
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from dataset.files import open_regular
 from utils.errors import InputError
 
 Image.MAX_IMAGE_PIXELS = None
@@ -24,6 +24,7 @@ ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 # Of one decoded image: 2 GB in Pillow, 1.5 GB as an array. Headers of damaged files may claim more than the memory.
 MAX_PIXELS = 500_000_000
+MAX_BYTES = 1 << 30  # of a file: no image of so many pixels needs more
 JPEG = ('JPEG', 'MPO')
 Box = tuple[int, int, int, int]
 OPENCV_FLAGS = {
@@ -38,12 +39,6 @@ class BadImage(InputError):
     """An image that cannot be read; the message names the file and the reason."""
 
 
-def worker_init(worker_id: int) -> None:
-    """For DataLoader: each worker computes in one thread, because there are as many workers as cores."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
 def read_image(path: str | os.PathLike, reduce: int = 1, allow_truncated: bool = True) -> np.ndarray:
     """Read and decode an image file -> [H, W, 3] uint8, RGB. BadImage if that is not possible.
 
@@ -56,12 +51,23 @@ def read_image(path: str | os.PathLike, reduce: int = 1, allow_truncated: bool =
 def open_image(path: str | os.PathLike, allow_truncated: bool = True) -> 'EncodedImage':
     """Read a file and its header without decoding it. BadImage if it is not an image."""
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, 'strerror', None) or error
-        raise BadImage(f'cannot read the image {os.fspath(path)!r}: {reason}') from None
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read() if size <= MAX_BYTES else None
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL in the path
+        raise bad_image(path, error) from None
+    if data is None:
+        raise bad_image(path, f'{size >> 20} MiB are too much for an image')
     return EncodedImage(path, data, allow_truncated)
+
+
+def bad_image(path: str | os.PathLike, reason: str | Exception) -> BadImage:
+    """The error about a file; the reason is in words or an exception of whoever reads or decodes it."""
+    if isinstance(reason, MemoryError):
+        reason = 'there is not enough memory for it'
+    elif isinstance(reason, Exception):
+        reason = getattr(reason, 'strerror', None) or str(reason).strip().split('\n')[0] or type(reason).__name__
+    return BadImage(f'cannot read the image {os.fspath(path)!r}: {reason}')
 
 
 class EncodedImage:
@@ -96,6 +102,15 @@ class EncodedImage:
         width, height = self.size
         if width * height > MAX_PIXELS * (reduce**2 if self.is_common_jpeg or self.header.format in JPEG else 1):
             raise self._bad(f'{width} x {height} pixels are too many to decode')
+        try:
+            return self._decode(reduce, box)
+        except MemoryError as error:
+            raise self._bad(error) from None
+        except cv2.error:  # it could decode the pixels and not convert them
+            raise self._bad(MemoryError()) from None
+
+    def _decode(self, reduce: int, box: Box | None) -> np.ndarray:
+        """[H, W, 3] uint8, RGB."""
         pixels = self._decode_with_opencv(reduce) if self.is_common_jpeg else None
         in_bgr = pixels is not None
         if not in_bgr:
@@ -130,9 +145,7 @@ class EncodedImage:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
 
     def _bad(self, reason: str | Exception) -> BadImage:
-        if isinstance(reason, Exception):
-            reason = str(reason).strip().split('\n')[0] or type(reason).__name__
-        return BadImage(f'cannot read the image {os.fspath(self.path)!r}: {reason}')
+        return bad_image(self.path, reason)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,18 +1,26 @@
 """Data loaders whose workers outlive an epoch, and batches on their way to the device."""
 
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.base import EvalSet
-from dataset.images import worker_init
 from dataset.samplers import ShardBatches
 from dataset.tokens import Text
 from utils import distributed
 from utils.log import print_rank0
 
+LINUX = sys.platform.startswith('linux')
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 ON_HOST = ('index', 'requested')  # which rows a batch holds: read on the CPU, so that nothing waits for the device
 
 
@@ -31,6 +39,42 @@ def create_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, d
         worker_init_fn=worker_init,
         generator=torch.Generator(),
     )
+
+
+def worker_init(worker_id: int) -> None:
+    """For DataLoader: a worker computes in one thread, dies with the main process, and leaves signals to it."""
+    compute_in_one_thread()
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if LINUX:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def compute_in_one_thread() -> None:
+    """For worker processes, of which there are as many as cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this child process when the thread that started it ends, however that happens (on Linux)."""
+    if LINUX:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before. With a fork server the parent is another process than the one that is known here.
+    if multiprocessing.get_start_method() == 'fork' and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)
+
+
+def _end_by_parent() -> None:
+    """End this process at a SIGTERM of its parent, as multiprocessing sends it at exit, and at no other.
+
+    A scheduler sends SIGTERM to all processes of a run, and the main process still needs its workers then.
+    """
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def evaluation_splits(

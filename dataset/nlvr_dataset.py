@@ -51,9 +51,10 @@ class NLVRDataset(TrainingSet):
     def __init__(self, config: Mapping[str, Any], tokenizer, seed: int):
         table = load_annotations(config['train_file'], 'nlvr', config['annotation_cache'])
         super().__init__(table, seed, config['on_bad_image'])
-        self.root, self.tokenize = config['image_root'], StatementTokenizer(config, tokenizer)
+        self.root, self.tokenizer = config['image_root'], tokenizer
+        self.tokenize = StatementTokenizer(config, tokenizer)
         self.transform = train_transform(config)
-        require_images(table, lambda row: image_paths(row, self.root))
+        require_images(table, lambda row: row['images'], config)
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
@@ -73,11 +74,12 @@ class NLVREvalDataset(EvalSet):
     """The rows of a split. A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, bad."""
 
     unit = 'statements'
+    images_per_row = 2
 
     def __init__(self, config: Mapping[str, Any], split: str, tokenizer):
         super().__init__(config, split, 'nlvr')
         self.root, self.tokenize = config['image_root'], StatementTokenizer(config, tokenizer)
-        require_images(self.table, lambda row: image_paths(row, self.root))
+        require_images(self.table, lambda row: row['images'], config)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, bad = self.table[index], []

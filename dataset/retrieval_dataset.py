@@ -38,7 +38,7 @@ class RetrievalTrainDataset(TrainingSet):
         ids = table.column('image_id')
         ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
         self.idx = np.array([numbers.setdefault(image_id, len(numbers)) for image_id in ids])
-        require_images(table, lambda row: [self.path(row)])
+        require_images(table, lambda row: [row['image']], config)
 
     def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])
@@ -70,7 +70,7 @@ class RetrievalEvalDataset(EvalSet):
         super().__init__(config, split, 'retrieval_eval')
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.max_tokens = min(MAX_TOKENS, self.positions)
-        require_images(self.table, lambda row: [self.path(row)])
+        require_images(self.table, lambda row: [row['image']], config)
         self.texts: list[str] = []
         self.txt2img: dict[int, int] = {}
         self.img2txt: dict[int, list[int]] = {}
@@ -83,7 +83,7 @@ class RetrievalEvalDataset(EvalSet):
         return os.path.join(self.root, row['image'])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        bad: list[str] = []
+        bad: list[tuple[int, str]] = []
         return {'image': self.read_image(index, self.path(self.table[index]), bad), 'index': index, 'bad': bad}
 
     def tokens(self, numbers: Iterable[int]) -> Text:

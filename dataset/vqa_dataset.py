@@ -52,7 +52,7 @@ class VQATrainingSet(TrainingSet):
                 f'{file}: row {row} has no answer, and {(~has_answer).sum()} of {len(table)} training rows have none; '
                 'remove them, or name another file in train_file'
             )
-        require_roots(table, self.roots)
+        require_roots(table, config)
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
@@ -94,7 +94,7 @@ class VQAEvalDataset(EvalSet):
         self.roots, self.tokenizer = image_roots(config), tokenizer
         self.annotated: list[int] = self.table.holding('answer').nonzero()[0].tolist()
         self.question_ids = np.asarray(self.table.column('question_id'), dtype=object).tolist()
-        require_roots(self.table, self.roots)
+        require_roots(self.table, config)
         require_distinct(self.question_ids, self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -132,10 +132,10 @@ def image_path(row: Mapping[str, Any], roots: Mapping[str, str]) -> str:
     return os.path.join(roots[row['dataset']], row['image'])
 
 
-def require_roots(table: Annotations, roots: Mapping[str, str]) -> None:
-    """InputError if none of a sample of VQA's images, or of Visual Genome's, exists."""
+def require_roots(table: Annotations, config: Mapping[str, Any]) -> None:
+    """`require_images` for VQA's images and for Visual Genome's."""
     for name, key in ROOTS.items():
-        require_images(table, lambda row, name=name: [image_path(row, roots)] if row['dataset'] == name else [], key)
+        require_images(table, lambda row: [row['image']], config, key, name)
 
 
 def require_distinct(question_ids: Sequence[int | str], table: Annotations) -> None:

@@ -45,8 +45,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f'{path}, line {number}: not a JSON object ({error})') from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f'{path}, line {number}: not a JSON object ({error})') from None
         if not isinstance(entry, dict):
             raise InputError(f'{path}, line {number}: not a JSON object')
         entries.append(entry)

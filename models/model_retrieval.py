@@ -158,7 +158,9 @@ class RetrievalModel(nn.Module):
         """Put all ranks' features [B, E] and idx [B] into the queue, where they replace the oldest.
 
         Any batch fits: after the end of the queue it continues at the beginning; of more than Q only the last Q stay.
+        What is not finite counts as 0, for it would stay in every loss until it is replaced.
         """
+        image_feat, text_feat = (feat.nan_to_num(0, 0, 0) for feat in (image_feat, text_feat))
         image_feat, text_feat, idx = (
             torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx)
         )

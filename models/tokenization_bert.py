@@ -1,5 +1,7 @@
 """The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a final `[SEP]`."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -51,6 +53,13 @@ def pack_tokenizer(tokenizer) -> dict[str, Any]:
 def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer that `pack_tokenizer` packed."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
+
+
+def fingerprint(tokenizer) -> str:
+    """The number of tokens and a digest of the vocabulary, in words: equal if every token has the same id."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[::-1])
+    digest = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
+    return f'{len(vocabulary)} tokens with digest {digest}'
 
 
 def local_folder(name: str, what: str, files: Iterable[str], option: str = '--text_encoder') -> str:

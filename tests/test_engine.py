@@ -19,6 +19,7 @@ CONFIG = {
     'print_freq': 2,
     'save_every': None,
     'clip_grad_norm': None,
+    'on_nonfinite': 'error',
     'keep_checkpoints': None,
     'alpha': 0.4,
     'warm_up': True,
@@ -43,6 +44,12 @@ class Numbers(TrainingSet):
     def example(self, index, rng):
         return {'image': torch.tensor([float(index), rng.random()])}
 
+    def source(self, index):
+        return 'numbers.json', index
+
+    def identity(self):
+        return {'train_file': f'{len(self)} numbers'}
+
 
 class Counter:
     """An entry of `state`: counts steps, and `reset` sets it to 0."""
@@ -65,7 +72,7 @@ class ResetCounter(Counter):
 def make_run(folder, epochs=3, **settings):
     torch.manual_seed(0)
     model, state = nn.Linear(2, 1), {'total': Counter(), 'of_epoch': ResetCounter()}
-    args = SimpleNamespace(output_dir=str(folder), seed=0)
+    args = SimpleNamespace(output_dir=str(folder), seed=0, force=False, elastic=False)
     folder.mkdir(exist_ok=True)
     config = CONFIG | settings
     cpu, numbers = torch.device('cpu'), Numbers(range(22), seed=0)
@@ -212,7 +219,8 @@ def test_the_checkpoint_to_resume_is_the_one_to_evaluate(tmp_path, resume, evalu
     run.begin()
     train(run)
     found = str(tmp_path / 'checkpoint_00.pth')
-    args = SimpleNamespace(output_dir=str(tmp_path), checkpoint='given', resume=resume, evaluate=evaluate)
+    folder = str(tmp_path if resume else tmp_path / 'new')
+    args = SimpleNamespace(output_dir=folder, checkpoint='given', resume=resume, evaluate=evaluate, elastic=False)
     assert find_checkpoint('numbers', args) == (found if resume and not evaluate else None)
     assert args.checkpoint == {'given': 'given', 'found': found}[expected]
 

@@ -20,6 +20,8 @@ OUTPUTS = {
     'vqa': 'output/vqa',
 }
 
+MOST_SEED = 2**63 - 1  # torch takes less than 2**64, and each process adds its rank
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, `error: ...`, with exit code 2; every parser takes `--debug`."""
@@ -44,10 +46,18 @@ def boolean(word: str) -> bool:
     raise argparse.ArgumentTypeError(f'{word!r} is neither true nor false')
 
 
-def nonnegative_int(word: str) -> int:
-    """An integer of at least 0."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 0')
+def boolean_or_folder(word: str) -> bool | str:
+    """A flag's value, or the path of a folder."""
+    try:
+        return boolean(word)
+    except argparse.ArgumentTypeError:
+        return word
+
+
+def seed(word: str) -> int:
+    """An integer that can seed a random generator."""
+    if not word.isdecimal() or int(word) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer from 0 to {MOST_SEED}')
     return int(word)
 
 
@@ -90,6 +100,12 @@ def create_parser(task: str, description: str) -> Parser:
         False,
         'continue from the newest complete checkpoint in output_dir; if there is none, start as without this flag',
     )
+    add_flag(
+        parser, '--elastic', False, 'with --resume: continue with another number of processes, from the end of an epoch'
+    )
+    add_flag(
+        parser, '--force', False, 'with --resume: continue although seed, vocabulary or training data are not the same'
+    )
     add_flag(parser, '--evaluate', False, 'evaluate and stop, without training')
     parser.add_argument(
         '--text_encoder',
@@ -98,7 +114,7 @@ def create_parser(task: str, description: str) -> Parser:
     )
     parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
     parser.add_argument(
-        '--seed', type=nonnegative_int, default=42 if task == 'pretrain' else 0, help='each process adds its rank'
+        '--seed', type=seed, default=42 if task == 'pretrain' else 0, help='each process adds its rank'
     )
     add_flag(parser, '--distributed', True, 'join the process group that a launcher started')
     parser.add_argument('--world_size', type=int, default=1, help='ignored: the launcher sets it')

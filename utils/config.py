@@ -13,12 +13,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from utils.arguments import Parser
-from utils.config_keys import BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table
+from utils.config_keys import BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table, optional
+from utils.config_keys import path as a_path
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
 from utils.files import atomic_write, read_json
 
 Config = dict[str, Any]
+BASE = {'base': Key('the file that a bert_config changes', optional(a_path), None)}
+NO_YAML = (YAMLError, ValueError, KeyError, RecursionError)  # the last three: !!int x, 2020-99-99; !!bool x; [[[[...
 
 
 def read_yaml(path: str | os.PathLike) -> Config:
@@ -30,7 +33,7 @@ def read_yaml(path: str | os.PathLike) -> Config:
         raise MissingFileError(f'{path}: there is no such configuration file; give one with --config')
     try:
         value = YAML(typ='safe').load(path)
-    except YAMLError as error:
+    except NO_YAML as error:
         raise InputError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(value, dict):
         raise InputError(f'{path}: must contain a mapping of keys to values')
@@ -46,7 +49,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> Conf
             raise InputError(f'--set {item}: write it as key=value or section.key=value')
         try:
             value = YAML(typ='safe').load(value)
-        except YAMLError:
+        except NO_YAML:
             raise InputError(f'--set {item}: {value!r} is not a YAML value') from None
         *sections, last = name.split('.')
         place = config
@@ -93,6 +96,18 @@ def resolve(task: str, config: Mapping[str, Any], source: str = 'config') -> tup
         raise InputError(f'{source}: eval_ema: true needs the momentum copy: set distill: true, or eval_ema: false')
     unused = [name for name in config if not KEYS[name].read_by(task)]
     return resolved, unused
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+    """The keys whose values differ between two configurations, those in sections by their full name: {key: words}."""
+    lines = {}
+    for name in sorted({*before, *now}):
+        one, two = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(two, dict) and all(isinstance(key, str) for key in {**one, **two}):
+            lines |= differences(one, two, f'{prefix}{name}.')
+        elif one != two:
+            lines[f'{prefix}{name}'] = f'{prefix}{name} was {one!r} and is now {two!r}'
+    return lines
 
 
 def model_settings(task: str, config: Mapping[str, Any]) -> Config:
@@ -165,8 +180,8 @@ def _complete_model(config: Config, source: str) -> None:
     """Read bert_config if it names a file, and check that every key gives the same width of the image encoder."""
     bert = config['bert_config']
     bert = {'base': bert} if isinstance(bert, str) else dict(bert)
-    base = bert.pop('base', None)
-    config['bert_config'] = bert = (read_bert_config(base) if base else {}) | bert
+    base = _check_values({'base': bert.pop('base', None)}, BASE, source, 'bert_config.')['base']
+    config['bert_config'] = bert = ({} if base is None else read_bert_config(base)) | bert
     known = {name: value for name, value in bert.items() if name not in BERT_IGNORED}
     _refuse_unknown(known, BERT, source, 'bert_config.')
     _check_values(known, BERT, source, 'bert_config.')

@@ -1,5 +1,7 @@
 """The table of configuration keys: what each means, which values it takes, which tasks read it, its default."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +9,9 @@ from typing import Any
 PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR, VQA = TASKS = ('pretrain', 'retrieval', 'nlvr_pretrain', 'nlvr', 'vqa')
 REQUIRED = object()
 NEGATIVES = ('uniform', 'sampled', 'hard', 'auto')
+MOST = 2**31 - 1  # of an integer: more is a slip, and too much for the libraries
+MOST_LAYERS = MOST_RATIO = 1000  # building a model with more would take hours, or all memory
+MOST_WORKERS = max(64, 8 * (os.cpu_count() or 1))
 EXAMPLE_SCHEDULE = '{0: uniform, 2: sampled, 5: hard}'
 Check = Callable[[Any], Any]
 
@@ -27,7 +32,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_range(value: Any) -> bool:
@@ -36,6 +41,10 @@ def _is_range(value: Any) -> bool:
 
 def _are_betas(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_number(x) and 0 <= x < 1 for x in value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value != '' and '\0' not in value
 
 
 def _are_strings(value: Any) -> bool:
@@ -50,28 +59,43 @@ def optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
+def integer(least: int, most: int = MOST) -> Check:
+    """An integer of at least `least`, at most `most`."""
+
+    def check(value: Any) -> int:
+        if not _is_int(value) or value < least:
+            raise ValueError(f'must be an integer of at least {least}')
+        if value > most:
+            raise ValueError(f'must be at most {most}')
+        return value
+
+    return check
+
+
 def files(value: Any) -> list[str]:
     """A path or a list of paths -> a list of paths."""
     value = [value] if isinstance(value, str) else value
-    if not value or not _are_strings(value):
+    if not isinstance(value, list) or not value or not all(map(_is_path, value)):
         raise ValueError('must be a path or a list of paths')
     return value
 
 
-count = _check(lambda value: _is_int(value) and value >= 1, 'an integer of at least 1')
-count0 = _check(lambda value: _is_int(value) and value >= 0, 'an integer of at least 0')
-positive = _check(lambda value: _is_number(value) and value > 0, 'a number above 0')
-nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a number of at least 0')
+count, count0 = integer(1), integer(0)
+positive = _check(lambda value: _is_number(value) and value > 0, 'a finite number above 0')
+nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a finite number of at least 0')
+ratio = _check(lambda value: _is_number(value) and 0 < value <= MOST_RATIO, f'a number above 0, at most {MOST_RATIO}')
+dropout = _check(lambda value: _is_number(value) and 0 <= value < 1, 'a number from 0 to below 1')
 fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
 count0_or_auto = _check(
-    lambda value: value == 'auto' or _is_int(value) and value >= 0, 'an integer of at least 0, or auto'
+    lambda value: value == 'auto' or _is_int(value) and 0 <= value <= MOST, 'an integer of at least 0, or auto'
 )
 # "no match" for every pair is right two times of three
 itm_accuracy = _check(lambda value: _is_number(value) and 2 / 3 < value < 1, 'a number between 0.667 and 1')
 boolean = _check(lambda value: isinstance(value, bool), 'true or false')
 string = _check(lambda value: isinstance(value, str), 'a string')
-path_or_mapping = _check(lambda value: isinstance(value, (str, dict)), 'a path or a mapping')
-boolean_or_path = _check(lambda value: isinstance(value, (bool, str)), 'true, false or a path')
+path = _check(_is_path, 'a path')
+path_or_mapping = _check(lambda value: isinstance(value, dict) or _is_path(value), 'a path or a mapping')
+boolean_or_path = _check(lambda value: isinstance(value, bool) or _is_path(value), 'true, false or a path')
 boolean_or_names = _check(
     lambda value: isinstance(value, bool) or value and _are_strings(value), 'true, false or a list of names'
 )
@@ -170,14 +194,17 @@ KEYS = {
     ),
     'vqa_root': Key('folder of the images of VQA', string, '', (VQA,)),
     'vg_root': Key('folder of the images of Visual Genome', string, '', (VQA,)),
-    'answer_list': Key('JSON list of the answers to choose from', string, REQUIRED, (VQA,)),
+    'images_outside_root': Key(
+        'allow image paths that lead out of these folders: absolute, or with ..', boolean, False
+    ),
+    'answer_list': Key('JSON list of the answers to choose from', path, REQUIRED, (VQA,)),
     'eos': Key('token that ends an answer', string, '[SEP]', (VQA,)),
-    'annotation_cache': Key('folder of the annotation caches (default: beside each file)', optional(string), None),
+    'annotation_cache': Key('folder of the annotation caches (default: beside each file)', optional(path), None),
     'crop_scale': Key('random crop: share of the image area [low, high]', scale, _crop_scale),
     'flip': Key('random horizontal flip', boolean, True),
     'randaugment': Key('RandAugment: true, false, or the names of the operations', boolean_or_names, True),
     'reduced_decode': Key('decode JPEG files no larger than needed; false gives the official pixels', boolean, True),
-    'num_workers': Key('loader processes of each training process', count0, 4),
+    'num_workers': Key('loader processes of each training process', integer(0, MOST_WORKERS), 4),
     'on_bad_image': Key('an unreadable image is replaced and counted, or an error', one_of('skip', 'error'), 'skip'),
     # batches
     'batch_size': Key('examples per step and process (N)', count, REQUIRED, (PRETRAIN, NLVR_PRETRAIN, NLVR)),
@@ -198,6 +225,9 @@ KEYS = {
     'precision': Key('fp32, or matrix products in bfloat16', one_of('fp32', 'bf16'), 'fp32'),
     'compile': Key('torch.compile every transformer layer', boolean, False),
     'clip_grad_norm': Key('largest norm of the gradient', optional(positive), None),
+    'on_nonfinite': Key(
+        'a step whose loss or gradient is not finite: an error, or skip', one_of('error', 'skip'), 'error'
+    ),
     'alpha': Key("distill: weight of the momentum model's predictions", nonnegative, 0, FINETUNING),
     'warm_up': Key('raise alpha from 0 over epoch 0', boolean, True, FINETUNING),
     'eval_ema': Key('evaluate the momentum copy; needs distill', boolean, False, (NLVR,)),
@@ -207,6 +237,7 @@ KEYS = {
     # evaluation
     'k_test': Key('candidates that are re-ranked (retrieval: 0 = ITC only)', count0, 128, (RETRIEVAL, VQA)),
     'keep_embeds': Key('where image tokens wait for re-ranking', one_of('device', 'cpu'), 'device', (RETRIEVAL,)),
+    'collective_timeout': Key('minutes that a process waits for the others before it gives up', positive, 30),
     # output
     'print_freq': Key('steps between two lines of progress', count, 50),
     'save_every': Key('steps between two checkpoints inside an epoch', optional(count), None),
@@ -238,21 +269,21 @@ SECTIONS = {
     'vit': {
         'patch_size': Key('pixels of a patch side', count, 16),
         'embed_dim': Key('width', count, 768),
-        'depth': Key('layers', count, 12),
+        'depth': Key('layers', integer(1, MOST_LAYERS), 12),
         'num_heads': Key('attention heads', count, 12),
-        'mlp_ratio': Key('width of the MLP by the width', positive, 4),
+        'mlp_ratio': Key('width of the MLP by the width', ratio, 4),
     },
 }
 
 # The text encoder's shape; a bert_config may also have keys of BERT's own files that do not affect this model.
 BERT = {
     'hidden_size': Key('width D', count, 768),
-    'num_hidden_layers': Key('layers', count, 12),
+    'num_hidden_layers': Key('layers', integer(1, MOST_LAYERS), 12),
     'num_attention_heads': Key('attention heads', count, 12),
     'intermediate_size': Key('width of the feed-forward layers', count, 3072),
     'hidden_act': Key('activation: gelu', one_of('gelu'), 'gelu'),
-    'hidden_dropout_prob': Key('dropout of hidden states', fraction, 0.1),
-    'attention_probs_dropout_prob': Key('dropout of attention weights', fraction, 0.1),
+    'hidden_dropout_prob': Key('dropout of hidden states', dropout, 0.1),
+    'attention_probs_dropout_prob': Key('dropout of attention weights', dropout, 0.1),
     'initializer_range': Key('standard deviation of random weights', positive, 0.02),
     'layer_norm_eps': Key('epsilon of LayerNorm', positive, 1e-12),
     'max_position_embeddings': Key('longest text in tokens', count, 512),

@@ -3,9 +3,10 @@
 import argparse
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,26 +14,92 @@ import torch.distributed as dist
 from utils.errors import InputError
 
 T = TypeVar('T')
-TIMEOUT = datetime.timedelta(hours=2)
+NCCL_LATER = datetime.timedelta(minutes=5)  # NCCL's watchdog ends a process without a word: gloo shall be first
+PATIENCE = 60.0  # seconds for the other processes to say that they wait, too
 _store: dist.Store | None = None  # shared by the processes of the group, also after one of them failed
+_hosts: dist.ProcessGroup | None = None  # all ranks, for tensors on the CPU
 
 
-def init(args: argparse.Namespace) -> torch.device:
+def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
     """Join the process group that a launcher announces in the environment, and choose this process's device.
 
     Without a launcher (WORLD_SIZE absent or 1) there is no group. Collectives use gloo for tensors on the CPU and NCCL
-    for CUDA tensors. `--device cuda` means the CPU if there is no GPU.
+    for CUDA tensors. `--device cuda` means the CPU if there is no GPU. minutes: how long a process waits for the others
+    in a collective before it fails; see `failure_of_others`.
     """
-    global _store
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+    global _store, _hosts
+    if _announced('WORLD_SIZE', 1) == 1:
         return choose_device(args.device)
     if not args.distributed:
         raise InputError('--distributed false, but a launcher started several processes; start one, or drop the flag')
-    _store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=TIMEOUT))
+    for name in ('RANK', 'LOCAL_RANK'):
+        _announced(name)
+    timeout = datetime.timedelta(minutes=minutes)
+    try:
+        store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=timeout))
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'the processes cannot meet ({reason}); start them with torch.distributed.launch') from None
+    # A launcher that restarts its processes keeps its store, with the keys of the attempts that failed.
+    _store = dist.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     device = choose_device(args.device)  # after the store exists: one rank alone may have no device, and must say so
-    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
-    dist.init_process_group(backend, store=_store, rank=own_rank, world_size=processes, timeout=TIMEOUT)
+    on_gpu = device.type == 'cuda'
+    dist.init_process_group(
+        'cpu:gloo,cuda:nccl' if on_gpu else 'gloo',
+        store=_store,
+        rank=own_rank,
+        world_size=processes,
+        timeout=timeout + NCCL_LATER if on_gpu else timeout,
+    )
+    _hosts = dist.new_group(backend='gloo', timeout=timeout)
     return device
+
+
+def _announced(name: str, default: int | None = None) -> int:
+    """A number that the launcher set in the environment."""
+    word = os.environ.get(name, default)
+    try:
+        return int(word)
+    except (TypeError, ValueError):
+        raise InputError(
+            f'the environment variable {name} is {word!r} instead of a number; torch.distributed.launch sets it, and '
+            'without WORLD_SIZE there is one process'
+        ) from None
+
+
+def failure_of_others(error: BaseException) -> str | None:
+    """What to tell the user about a collective that failed because of another process; None for other errors.
+
+    A process that waited too long asks through the store who waits, too: those that do not answer are named.
+    """
+    if not has_store() or not isinstance(error, RuntimeError):
+        return None
+    text = str(error).lower()
+    if 'timed out' in text or 'timeout' in text:
+        silent = ', '.join(map(str, _silent_ranks()))
+        who = f'rank {silent} does not answer, it is stopped or stuck' if silent else 'the network is too slow'
+        return f'a process waited for the others longer than collective_timeout: {who}; go on with --resume'
+    if 'connection closed' in text or 'connection reset' in text or 'broken pipe' in text:
+        return (
+            'another process ended without a message, perhaps killed for its memory (see the launcher and the system '
+            'log); go on with --resume'
+        )
+    return None
+
+
+def _silent_ranks() -> list[int]:
+    """The ranks that do not report within `PATIENCE` that they wait."""
+    deadline = time.monotonic() + PATIENCE
+    others = [other for other in range(world_size()) if other != rank()]
+    with _without_stderr():
+        try:
+            _store.set(f'waits/{rank()}', '1')
+            while others and time.monotonic() < deadline:
+                others = [other for other in others if not _store.check([f'waits/{other}'])]
+                time.sleep(0.1)
+        except RuntimeError:  # the process that hosts the store is itself gone
+            pass
+    return others
 
 
 def claim_failure() -> bool:
@@ -107,13 +174,24 @@ def is_main() -> bool:
 
 def close() -> None:
     """Leave the process group."""
+    global _hosts
     if is_initialized():
         dist.destroy_process_group()
+    _hosts = None
 
 
 def barrier() -> None:
     if is_initialized():
         dist.barrier()
+
+
+def largest(number: int) -> int:
+    """The largest of the ranks' numbers, on every rank. Between the hosts: no device waits."""
+    if _hosts is None:
+        return number
+    numbers = torch.tensor(number)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_hosts)
+    return int(numbers)
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -150,6 +228,15 @@ def gather_objects(value: T) -> list[T] | None:
         return [value]
     values = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
+    return values
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank."""
+    if not is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
     return values
 
 

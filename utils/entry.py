@@ -1,14 +1,17 @@
 """How every script and tool ends: one line for an error that the user can correct, a traceback for a bug."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from utils.errors import InputError
+from utils.interrupts import Stopped
 
 EXIT_CODE = 2
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,17 +29,21 @@ REMEDIES = {
 def run_main(main: Callable[[], object]) -> NoReturn:
     """Run a script's `main` and exit: code 0, or 2 with one line on stderr if the user can correct the error.
 
-    Of several processes only the first that fails prints. `--debug` on the command line keeps the traceback.
+    A signal ends with one line, too, and with its own code: 143 for SIGTERM, 130 for Ctrl-C. Of several processes only
+    the first that fails prints. `--debug` on the command line keeps the traceback.
     """
     debug = '--debug' in sys.argv
     try:
         code = main()
+    except (Stopped, KeyboardInterrupt) as stop:
+        end_by_signal(stop)
     except Exception as error:
         if debug:
             raise
         from utils import distributed  # imports torch, which the help of a tool does not need
 
-        message, is_first = user_message(error), distributed.claim_failure()
+        message = user_message(error) or distributed.failure_of_others(error)
+        is_first = distributed.claim_failure()
         if message is None and (is_first or not distributed.has_store()):
             raise
         if is_first:
@@ -45,17 +52,36 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def end_by_signal(stop: Stopped | KeyboardInterrupt) -> NoReturn:
+    """Exit at once with one line, and with the code that a shell gives a process that a signal ended."""
+    code = stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
+    if 'torch' not in sys.modules:  # a tool, before its imports
+        print('stopped', file=sys.stderr)
+        sys.exit(code)
+    from utils import distributed
+
+    if distributed.claim_failure():
+        print(stop if isinstance(stop, Stopped) else 'stopped by SIGINT', file=sys.stderr)
+    leave(code)
+
+
 def exit_now(code: int) -> NoReturn:
     """Exit. One of several processes exits at once: the others may never answer when the group is closed."""
     from utils import distributed
 
     if distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for child in multiprocessing.active_children():  # they share the sockets, which would stay open for seconds
-            child.kill()
-        os._exit(code)
+        leave(code)
     sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and its children without closing anything."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    for child in multiprocessing.active_children():  # they share the sockets, which would stay open for seconds
+        child.kill()
+    os._exit(code)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -66,7 +92,8 @@ def user_message(error: BaseException) -> str | None:
             text = re.split(rf'^(?:\w+\.)*{type(error).__name__}: ', text, maxsplit=1, flags=re.MULTILINE)[-1]
         return ' '.join(text.split())
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f'{error.strerror}: make room and start again with --resume'
+        path = f'{os.fsdecode(error.filename)}: ' if error.filename is not None else ''
+        return f'{path}{error.strerror}: make room and start again with --resume'
     if isinstance(error, OSError) and error.filename is not None:
         path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
         remedy = REMEDIES.get(error.errno)

@@ -47,12 +47,16 @@ class Averages:
         self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)
         self.seen = self.sums.clone()
 
-    def update(self, **values: Tensor | float) -> None:
-        """Add one step's values, tensors without dimensions or numbers, one for each name."""
+    def update(self, *, counts: Tensor | None = None, **values: Tensor | float) -> None:
+        """Add one step's values, tensors without dimensions or numbers, one for each name.
+
+        counts: [] bool, whether the step counts (default: it does).
+        """
         row = [
             torch.as_tensor(values[name], dtype=torch.float64, device=self.sums.device).detach() for name in self.names
         ]
-        self.sums += torch.stack(row + [torch.ones_like(row[0])])
+        row = torch.stack(row + [torch.ones_like(row[0])])
+        self.sums += row if counts is None else torch.where(counts, row, 0.0)
 
     def recent(self) -> dict[str, float]:
         """Means since the last call on this rank. InputError if one is not finite: the run has diverged."""

@@ -1,11 +1,10 @@
-"""The beginning of every script: processes, configuration, seeds, output folder, tokenizer, and the model on its
-device.
-"""
+"""The beginning and the end of every script: configuration, processes, output folder, seeds, model on its device."""
 
 import argparse
+import functools
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,35 +13,42 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import distributed
-from utils.config import apply_overrides, read_yaml, resolve, write_yaml
+from utils.config import apply_overrides, read_yaml, resolve
 from utils.errors import InputError, MissingFileError
+from utils.interrupts import handle_signals
 from utils.log import append_log, print_rank0
+from utils.ownership import own_folder, release_folder
 from utils.seeding import seed_everything
 
 
-def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.device]:
-    """Join the other processes, check everything that can be checked before work is done, seed, make the output folder.
+def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
+    """Decorate a script's main: it handles signals, and at its end leaves the processes and the output folder."""
 
-    Returns (config, device): the resolved configuration, also written to output_dir/config.yaml, and this process's
-    device.
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> None:
+        with handle_signals():
+            try:
+                main(argv)
+                distributed.close()
+            finally:
+                release_folder()
+
+    return wrapped
+
+
+def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.device]:
+    """Join the other processes, check everything that can be checked before work is done, seed, own the output folder.
+
+    Returns (config, device): the resolved configuration, and this process's device.
     """
-    device = distributed.init(args)
     config, unused = resolve(task, apply_overrides(read_yaml(args.config), args.set), args.config)
     if args.checkpoint and not os.path.isfile(args.checkpoint):
         raise MissingFileError(f'--checkpoint {args.checkpoint}: there is no such file')
+    device = distributed.init(args, config['collective_timeout'])
     seed_everything(args.seed)
     if device.type == 'cuda':  # the default of torch 1.8, with which the official results were made on A100s
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if distributed.is_main():
-        try:
-            os.makedirs(args.output_dir, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f'--output_dir {args.output_dir!r} cannot be created ({error.strerror}); give a folder that you can '
-                'write to'
-            ) from None
-        if not args.evaluate:
-            write_yaml(config, os.path.join(args.output_dir, 'config.yaml'))
+    distributed.main_first(functools.partial(make_folder, args.output_dir))
     fallback = ', no GPU was found' if args.device.startswith('cuda') and device.type == 'cpu' else ''
     processes = f'{distributed.world_size()} process(es) on {device.type}{fallback}'
     print_rank0(f'{task}: {processes}, {config["precision"]}, output in {args.output_dir}')
@@ -51,10 +57,20 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     return config, device
 
 
+def make_folder(folder: str) -> None:
+    """Make the output folder and take it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        own_folder(folder)
+    except OSError as error:
+        raise InputError(
+            f'--output_dir {folder!r} cannot be used ({error.strerror}); give a folder that you can write to'
+        ) from None
+
+
 def finish_evaluation(args: argparse.Namespace, record: Mapping[str, Any]) -> None:
     """End a run of --evaluate: append the checkpoint and its metrics to log.txt."""
     append_log(args.output_dir, {'checkpoint': args.checkpoint} | dict(record))
-    distributed.close()
 
 
 def to_device(model: nn.Module, device: torch.device, config: Mapping[str, Any]) -> nn.Module:

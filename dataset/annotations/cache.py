@@ -24,11 +24,13 @@ import numpy as np
 import pyarrow as pa
 
 from dataset.annotations.json_reader import open_annotations, read_rows
+from dataset.annotations.paths import may_leave
 from dataset.annotations.schema import OPTIONAL, REQUIRED, checked_rows
+from dataset.files import open_regular
 from utils.errors import InputError
 from utils.files import atomic_write
 
-VERSION = '1'  # of the format of caches; a new one rebuilds every cache
+VERSION = '2'  # of the format of caches and of the checks of rows; a new one rebuilds every cache
 DIGEST = 16  # letters
 ROWS_PER_BATCH = 1 << 16
 ABSENT = object()
@@ -112,6 +114,11 @@ class Annotations:
         file = bisect_right(self._file_starts, index) - 1
         return self.files[file], index - self._file_starts[file]
 
+    def fingerprint(self) -> str:
+        """The number of rows and a digest of the contents of the files, in words."""
+        digests = ''.join(os.path.basename(cache).split('.')[-2] for cache in self._caches)
+        return f'{len(self)} rows with digest {digests if len(self._caches) == 1 else _hash(digests.encode())}'
+
     def column(self, name: str) -> np.ndarray | list:
         """All values of one field: an int64 or bool array if all are integers or booleans, else a list.
 
@@ -133,9 +140,18 @@ class Annotations:
 
     def holding(self, name: str) -> np.ndarray:
         """Which rows have an optional field: [rows] bool, without reading the rows."""
-        batches = [batch for cache in self._caches for batch in _open_cache(cache, self.kind)]
-        ends = [_int64(batch.column(name).buffers()[1])[: batch.num_rows + 1] for batch in batches]
+        ends = [_int64(batch.column(name).buffers()[1])[: batch.num_rows + 1] for batch in self._batches()]
         return np.concatenate([np.diff(some) > 0 for some in ends])
+
+    def may_leave(self, name: str, root: str) -> np.ndarray:
+        """Which rows have a path in the field `name` that may lead out of the folder `root`, without reading the rows.
+
+        [rows] bool; True for every path that leads out of it and for few others. See `paths.leaves`.
+        """
+        return np.concatenate([may_leave(batch.column(name), root) for batch in self._batches()])
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        return (batch for cache in self._caches for batch in _open_cache(cache, self.kind))
 
     def _position(self, index: int) -> int:
         index = operator.index(index)
@@ -236,7 +252,7 @@ def _open_cache(path: str, kind: str) -> list[pa.RecordBatch]:
 def _is_usable(path: str, kind: str) -> bool:
     """Whether the cache exists and is complete; reads it once, which takes a second per gigabyte."""
     try:
-        with open(path, 'rb') as handle:
+        with open_regular(path) as handle:
             length = os.path.getsize(path) - DIGEST
             expected = _digest(handle, length).encode()
             return handle.read() == expected and bool(_open_cache(path, kind))
@@ -272,12 +288,16 @@ def _write(rows: Iterable[dict], out: BinaryIO, schema: pa.Schema) -> None:
 def _array(rows: list[dict], field: pa.Field) -> pa.Array:
     name = field.name
     if field.type == JSON:
-        return pa.array([json.dumps(row[name]).encode() if name in row else b'' for row in rows], JSON)
+        return pa.array([_json(row[name]) if name in row else b'' for row in rows], JSON)
     values = [row[name] for row in rows]
     try:
         return pa.array(values, field.type)
     except UnicodeEncodeError:  # half an emoji: legal in JSON, but not UTF-8, which tokenizers need
         return pa.array([_encodable(value) for value in values], field.type)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode('utf-8', 'replace')  # 'replace': as in `_encodable`
 
 
 def _encodable(value: str | list[str]) -> str | list[str]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TextIO
 
+from dataset.files import open_regular
 from utils.errors import InputError, MissingFileError
 
 CHUNK = 1 << 20  # characters read at a time
+REMEDY = 'remove it, or write the file again'
 _blank = re.compile(r'[ \t\n\r]*').match
 
 
@@ -25,10 +27,15 @@ def open_annotations(file: str) -> Iterator[BinaryIO]:
     if os.path.isdir(file):
         raise InputError(f'{file} is a folder, not an annotation file: give the JSON file in it')
     try:
-        handle = open(file, 'rb', buffering=0)  # unbuffered: `read_rows` reads the same descriptor
+        handle = open_regular(file, buffering=0)  # unbuffered: `read_rows` reads the same descriptor
     except FileNotFoundError:
         raise MissingFileError(
             f'the annotation file {file} does not exist: correct its path, or make it with python -m dataset.prepare'
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, 'strerror', None) or error
+        raise InputError(
+            f'the annotation file {file!r} cannot be read ({reason}): give a JSON file that you may read'
         ) from None
     with handle:
         yield handle
@@ -49,8 +56,8 @@ def read_rows(handle: BinaryIO, file: str, lines: bool | None = None) -> Iterato
             yield row
             count += 1
     except UnicodeDecodeError as error:
-        place = f' after row {count - 1}' if count else ''
-        raise InputError(f'{file} is not UTF-8 text ({error.reason}{place}): convert or download it again') from None
+        place = f'after row {count - 1}' if count else 'before the end of the first row'
+        raise InputError(f'{file} is not UTF-8 text ({error.reason}, {place}): convert or download it again') from None
     if not count:
         raise InputError(f'{file} contains no rows: an annotation file needs at least one')
 
@@ -67,6 +74,8 @@ def _json_lines(stream: TextIO, file: str) -> Iterator[object]:
             raise InputError(
                 f'{file} {what}: line {number}, column {error.colno}: {error.msg}; download or write the file again'
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f'{file}: line {number}: {_fault(error)}; {REMEDY}') from None
         yield row
 
 
@@ -100,10 +109,19 @@ def _json_list(stream: TextIO, file: str) -> Iterator[object]:
             where = f'row {row}, character {passed + getattr(error, "pos", len(text))}'
             what = 'is cut off' if unfinished else f'is not valid JSON ({getattr(error, "msg", error)})'
             raise InputError(f'{file} {what} at {where}: download or write the file again') from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f'{file}: row {row}: {_fault(error)}; {REMEDY}') from None
         yield value
         row, start = row + 1, end
     if text[at + 1 :].strip() or stream.read().strip():
         raise InputError(f'{file} continues after the end of its list, character {passed + at}: write the file again')
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with JSON that Python cannot represent."""
+    if isinstance(error, RecursionError):
+        return 'its lists or objects are nested too deeply'
+    return 'it has an integer of thousands of digits'  # the only ValueError of `json` besides JSONDecodeError
 
 
 def _may_continue(error: Exception, text: str) -> bool:

@@ -4,9 +4,10 @@ allowed):
 pretrain         {image, caption: str or [str]}
 retrieval_train  {image, caption: str, image_id: int or str}
 retrieval_eval   {image, caption: str or [str]}
-nlvr             {images: [left, right], sentence, label: true, false, "True" or "False"}; optional identifier, kind
+nlvr             {images: [left, right], sentence, label: true, false, "True" or "False"}; optional identifier: int or
+                 str, kind: str
 vqa              {question, image, dataset: vqa or vg, question_id: int or str}; optional answer: str or [str],
-                 answer_type, question_type, kind
+                 answer_type, question_type and kind: str
 """
 
 from collections.abc import Iterator
@@ -71,7 +72,11 @@ def _answer(value: object, name: str) -> str | list[str] | None:
     return value if value is None or isinstance(value, str) else _texts(value, name)
 
 
-def _as_given(value: object, name: str) -> object:
+def _group(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(
+            f"'{name}' must be a string, because accuracy is given for each of its values; leave it out if unknown"
+        )
     return value
 
 
@@ -83,8 +88,8 @@ REQUIRED = {
     'vqa': {'question': _text, 'image': _path, 'dataset': _vqa_source, 'question_id': _identity},
 }
 OPTIONAL = {
-    'nlvr': {'identifier': _as_given, 'kind': _as_given},
-    'vqa': {'answer': _answer, 'answer_type': _as_given, 'question_type': _as_given, 'kind': _as_given},
+    'nlvr': {'identifier': _identity, 'kind': _group},
+    'vqa': {'answer': _answer, 'answer_type': _group, 'question_type': _group, 'kind': _group},
 }
 
 

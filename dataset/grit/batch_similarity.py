@@ -28,8 +28,8 @@ class BatchSimilarity:
         self.adjacent = self.count = 0
 
     def update(self, image_feat: Tensor, text_feat: Tensor) -> None:
-        """image_feat, text_feat: [N, E], normalized, in the order of the batch."""
-        image_feat, text_feat = image_feat.double(), text_feat.double()
+        """image_feat, text_feat: [N, E], normalized, in the order of the batch; what is not finite counts as 0."""
+        image_feat, text_feat = (feat.double().nan_to_num(0, 0, 0) for feat in (image_feat, text_feat))
         neighbors = (image_feat[:-1] * text_feat[1:]).sum() + (text_feat[:-1] * image_feat[1:]).sum()
         own = (image_feat * text_feat).sum()
         row = torch.cat([torch.stack([neighbors, own]), image_feat.sum(dim=0), text_feat.sum(dim=0)])

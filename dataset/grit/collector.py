@@ -4,7 +4,7 @@ Legend: L queue length, M search space, D feature width.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,10 @@ class GritCollector:
             self.image_feat, self.text_feat = state['image_feat'], state['text_feat']
             device = torch.device(state['device'] if torch.cuda.is_available() else 'cpu')
             self._allocate(self.image_feat.shape[1], device)
+
+    def redistribute(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continue at the beginning of an epoch, when nothing is collected yet, with another number of ranks."""
+        self.begin_epoch(states[0]['epoch'])
 
     def _allocate(self, width: int, device: torch.device) -> None:
         """Allocate L features of this width on this device; the filled part is copied."""

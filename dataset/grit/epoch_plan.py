@@ -4,7 +4,7 @@ Legend: D examples in the dataset, N batch size, W ranks, S batches of a rank in
 leaves out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,6 +101,20 @@ class EpochPlan:
                     f'{getattr(self, key)}; resume with the same train files, batch_size and processes'
                 )
         self.order, self.left_out = state['order'].clone(), state['left_out'].clone()
+
+    def redistribute(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continue with the states of another number of ranks, at the beginning of an epoch (a collective).
+
+        The orders of the ranks follow one another, so GRIT's mini-batches stay whole. InputError if the number of
+        examples differs.
+        """
+        size = states[0]['dataset_size']
+        if size != self.dataset_size:
+            raise InputError(
+                f'this run was trained on {size} examples, and the train files hold {self.dataset_size} now; resume '
+                'with the same train files'
+            )
+        self.set_order(torch.cat([state[part] for part in ('order', 'left_out') for state in states]))
 
     def _distribute(self, order: Tensor) -> None:
         """Give every rank its part of order [D]: first the batches, rank after rank, then what is left out."""

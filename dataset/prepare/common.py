@@ -60,6 +60,8 @@ def load_json(path: str) -> Any:
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f'{path} is not UTF-8 text ({error.reason}): download it again') from None
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, a thousand levels
+            raise InputError(f'{path} cannot be read ({error}): download it again') from None
 
 
 def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:

@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from PIL import Image
 
-from dataset.images import BadImage, EncodedImage, open_image, worker_init
+from dataset.images import BadImage, EncodedImage, open_image
+from dataset.loader import compute_in_one_thread, die_with_parent
 from dataset.prepare.findings import TRUNCATED, Verdict
 
 PER_TASK = 16  # files that a process gets at a time
@@ -106,4 +107,5 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which waits for running tasks
-    worker_init(0)
+    compute_in_one_thread()
+    die_with_parent()

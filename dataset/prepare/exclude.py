@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dataset.annotations.json_reader import open_annotations
 from dataset.prepare.common import load_json, require_key, stream_json
 from utils.errors import InputError
 
@@ -71,7 +72,7 @@ def _read_entries(file: str) -> Iterator[Any]:
         except UnicodeDecodeError as error:
             raise InputError(f'--exclude {file} is not UTF-8 text ({error.reason}): convert it') from None
         return
-    with open(file, 'rb') as handle:
+    with open_annotations(file) as handle:
         is_mapping = handle.read(64).lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{')
     if is_mapping and file.endswith('.json'):
         for image in load_json(file).get('images', []):

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet as parquet
 
+from dataset.files import open_regular
 from dataset.prepare.arguments import add_command, add_output_arguments
 from dataset.prepare.common import Summary, add_prefix, caption_rows, progress_bar, stream_json, write_rows
 from dataset.prepare.exclude import Exclusions
@@ -79,12 +81,8 @@ def images_with_texts(folder: str, summary: Summary) -> Iterator[tuple[str, list
             continue
         summary.read['images'] += 1
         try:
-            with open(
-                os.path.join(folder, os.path.splitext(path)[0] + '.txt'),
-                encoding='utf-8-sig',
-                errors='replace',
-                newline='\n',
-            ) as file:
+            text = open_regular(os.path.join(folder, os.path.splitext(path)[0] + '.txt'))
+            with io.TextIOWrapper(text, encoding='utf-8-sig', errors='replace', newline='\n') as file:
                 captions = [line for line in file if line.strip()]
         except FileNotFoundError:
             summary.dropped['image without a .txt'] += 1

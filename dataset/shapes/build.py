@@ -148,7 +148,7 @@ def read_marker(out: Path) -> dict | None:
         return None
     try:
         marker = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         marker = None
     if not isinstance(marker, dict):
         raise InputError(f'{path} was not written by this program: remove {out} or choose another folder')

@@ -5,13 +5,16 @@ import multiprocessing
 import os
 import pickle
 import random
+import socket
 import warnings
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from dataset.annotations import cache, json_reader, load_annotations, schema
+from dataset.annotations import cache, json_reader, load_annotations, paths, schema
 from tests.helpers import read_rows, write_rows
+from utils.errors import InputError
 
 ODD_TEXTS = ['', 'two\nlines', 'nul \0 inside', 'emoji \U0001f600 日本', 'word ' * 10_000, '"quoted", [{JSON}]', ' ']
 
@@ -68,7 +71,7 @@ def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], 
                 answer=rng.choice([text, texts])(),
                 answer_type='other',
                 question_type='what',
-                kind=3,
+                kind=text(),
             )
             want = row
         given.append(row | {'ignored': [i, {'deep': None}]})
@@ -134,9 +137,12 @@ def test_rows_with_an_optional_field(shapes, tmp_path):
     assert table.holding('answer').tolist() == [True, False, True, True, False, *rest]
 
 
+DEEP = f'{{"image": "a", "caption": "x", "more": {"[" * 100_000}{"]" * 100_000}}}'
+LONG = f'{{"image": "a", "caption": "x", "more": {"9" * 5000}}}'
 GOOD = {
     'pretrain': {'image': 'a.jpg', 'caption': 'x'},
     'retrieval_train': {'image': 'a.jpg', 'caption': 'x', 'image_id': 1},
+    'retrieval_eval': {'image': 'a.jpg', 'caption': ['x']},
     'nlvr': {'images': ['a', 'b'], 'sentence': 's', 'label': 'True'},
     'vqa': {'question': 'q', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1},
 }
@@ -166,6 +172,21 @@ GOOD = {
         ('vqa', {'answer': []}, "'answer' is an empty list"),
         ('vqa', {'answer': 3}, "'answer' must be a string or a list of strings"),
         ('vqa', {'question_id': None}, "'question_id' must be an integer or a string"),
+        ('vqa', {'question_id': [1]}, "'question_id' must be an integer or a string"),
+        ('vqa', {'answer': {'answer': 'red'}}, "'answer' must be a string or a list of strings"),
+        ('vqa', {'answer': ['red', 3]}, "'answer' must be a string or a list of strings"),
+        ('vqa', {'dataset': ['vqa']}, '"vqa" or "vg"'),
+        *(
+            (kind, {name: value}, f"'{name}' must be a string, because accuracy is given for each of its values")
+            for kind, name in (('nlvr', 'kind'), ('vqa', 'kind'), ('vqa', 'answer_type'), ('vqa', 'question_type'))
+            for value in (['a'], 3, {'a': 1}, True)
+        ),
+        ('nlvr', {'identifier': ['dev-1-0-0']}, "'identifier' must be an integer or a string"),
+        ('nlvr', {'identifier': {}}, "'identifier' must be an integer or a string"),
+        ('nlvr', {'label': ['True']}, '"True", "False" or a JSON boolean'),
+        ('retrieval_eval', {'caption': ...}, "has no 'caption'; a row of kind retrieval_eval needs image, caption"),
+        ('retrieval_eval', {'caption': []}, "'caption' is an empty list"),
+        ('retrieval_eval', {'caption': {'a': 'b'}}, "'caption' must be a string or a list of strings"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, kind, change, message):
@@ -197,6 +218,14 @@ def test_a_bad_row_is_named(tmp_path, kind, change, message):
         ('a.json', '[{"image": "a", "caption": "x"}] []', 'continues after the end of its list'),
         ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": "a", "cap', 'is cut off in its last line: line 2'),
         ('a.jsonl', '{"image": "a", "caption": "x"}\n{"image": }\n{}\n', 'is not valid JSON Lines: line 2'),
+        (
+            'a.json',
+            f'[{{"image": "a", "caption": "x"}}, {DEEP}]',
+            ': row 1: its lists or objects are nested too deeply',
+        ),
+        ('a.json', f'[{{"image": "a", "caption": "x"}}, {LONG}]', ': row 1: it has an integer of thousands of digits'),
+        ('a.jsonl', f'{{"image": "a", "caption": "x"}}\n{DEEP}\n', ': line 2: its lists or objects are nested too'),
+        ('a.jsonl', f'{{"image": "a", "caption": "x"}}\n{LONG}\n', ': line 2: it has an integer of thousands of'),
     ],
 )
 @pytest.mark.parametrize('chunk', [10, 1 << 20])
@@ -228,8 +257,66 @@ def test_paths_and_kinds_that_do_not_exist(tmp_path):
     with pytest.raises(ValueError, match='no annotation file'):
         load_annotations([], 'pretrain')
     (tmp_path / 'latin.json').write_bytes(b'[{"image": "a", "caption": "caf\xe9"}]')
-    with pytest.raises(ValueError, match='latin.json is not UTF-8'):
+    with pytest.raises(ValueError, match='latin.json is not UTF-8 text .*, before the end of the first row'):
         load_annotations(str(tmp_path / 'latin.json'), 'pretrain')
+
+
+@pytest.mark.parametrize('name', ['pipe', 'socket', 'device', 'a\0b'])
+def test_what_is_not_a_file_is_refused_at_once(tmp_path, name):
+    """To open a pipe for reading waits for a writer, and /dev/zero never ends."""
+    path, listener = str(tmp_path / name), socket.socket(socket.AF_UNIX)
+    if name == 'pipe':
+        os.mkfifo(path)
+    elif name == 'socket':
+        listener.bind(path)
+    elif name == 'device':
+        os.symlink('/dev/zero', path)
+    with listener, pytest.raises(InputError) as error:
+        load_annotations(path, 'pretrain')
+    assert repr(path) in str(error.value) and 'cannot be read' in str(error.value)
+
+
+def test_half_an_emoji_in_an_optional_field_can_be_printed(tmp_path):
+    """Metrics are named after it."""
+    row = GOOD['vqa'] | {'kind': 'half \ud83d', 'answer': ['half \ud83d'], 'question_id': 'q\ud83d'}
+    table = load_annotations(write(tmp_path / 'a.json', [row]), 'vqa')
+    assert table[0] == row | {'kind': 'half ?', 'answer': ['half ?'], 'question_id': 'q?'}
+
+
+# ---- paths that leave the root ----
+
+
+@pytest.mark.parametrize(
+    'path, is_outside',
+    [
+        ('a/b.jpg', False),
+        ('a..b/..c/d...jpg', False),
+        ('a/../b.jpg', False),
+        ('../images/b.jpg', False),
+        ('/data/images/b.jpg', False),
+        ('/data/images/../b.jpg', True),
+        ('/data/images2/b.jpg', True),
+        ('../b.jpg', True),
+        ('a/../../b.jpg', True),
+        ('a/..', False),
+        ('..', True),
+        ('/etc/passwd', True),
+    ],
+)
+@pytest.mark.parametrize('root', ['/data/images', '/data/images/', '/data/./images', '/data/x/../images'])
+def test_paths_that_leave_their_root(path, is_outside, root):
+    assert paths.leaves(path, root) == is_outside
+    texts = pa.array(['x/y.jpg', path, 'x'], pa.large_string())
+    pairs = pa.array([['x', 'y'], ['x', path], ['x', 'z']], pa.large_list(pa.large_string()))
+    for array in (texts, pairs, pairs.slice(0, 2)):
+        found = paths.may_leave(array, root).tolist()
+        assert found[1] >= is_outside and found == [False, found[1], False][: len(array)]
+    assert not paths.leaves(path, '')
+
+
+def test_a_relative_root_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not paths.leaves(f'{tmp_path}/images/a.jpg', 'images') and paths.leaves('../../a.jpg', 'images')
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path):

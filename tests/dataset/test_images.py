@@ -3,16 +3,17 @@
 import io
 import os
 import pickle
+import socket
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dataset.images import BadImage, open_image, read_image, scale_box, worker_init
+from dataset import images
+from dataset.images import BadImage, open_image, read_image, scale_box
 
 JPEG = 'JPEG'
 
@@ -207,10 +208,51 @@ def test_scaled_boxes_stay_inside_and_are_never_empty(reduce):
                 assert b - a >= (right - left) // reduce
 
 
-def test_a_worker_computes_in_one_thread():
-    threads = torch.get_num_threads()
-    try:
-        worker_init(3)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(threads)
+# ---- hostile files ----
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'socket', 'device'])
+def test_what_is_not_a_file_is_refused_at_once(kind, tmp_path):
+    """To open a pipe for reading waits for a writer, and /dev/zero never ends."""
+    path, listener = tmp_path / 'image.jpg', socket.socket(socket.AF_UNIX)
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'socket':
+        listener.bind(str(path))
+    else:
+        path.symlink_to('/dev/zero')
+    with listener, pytest.raises(BadImage, match='image.jpg.: (it is a pipe or a device|No such device)'):
+        read_image(path)
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    path = tmp_path / 'image.jpg'
+    with open(path, 'wb') as file:
+        file.truncate(1 << 40)  # it takes no room on the disk
+    with pytest.raises(BadImage, match='image.jpg.: 1048576 MiB are too much for an image'):
+        read_image(path)
+
+
+def without_memory(*args, **kwargs):
+    raise MemoryError
+
+
+def without_memory_in_opencv(*args, **kwargs):
+    raise images.cv2.error('Insufficient memory')
+
+
+@pytest.mark.parametrize(
+    'place, failing',
+    [
+        ('cv2.imdecode', without_memory),
+        ('cv2.cvtColor', without_memory_in_opencv),
+        ('Image.open', without_memory),
+        ('to_rgb', without_memory),
+        ('open_regular', without_memory),
+    ],
+)
+def test_an_image_for_which_there_is_no_memory_is_named(place, failing, read, monkeypatch):
+    data = encode(picture(), JPEG if 'cv2' in place else 'PNG')
+    monkeypatch.setattr(f'dataset.images.{place}', failing)
+    with pytest.raises(BadImage, match='image.jpg.: there is not enough memory for it'):
+        read(data)

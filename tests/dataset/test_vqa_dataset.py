@@ -111,6 +111,7 @@ def test_questions_about_unreadable_images_are_answered_with_a_blank_one_or_refu
     questions = VQAEvalDataset(resolved('vqa', shapes, f'test_file={file}'), 'test', tokenizer)
     batch = questions.collate([questions[i] for i in range(3)])
     assert not batch['image'][1].any() and batch['image'][2].any()
-    assert len(batch['bad']) == 1 and 'a.json, row 1' in batch['bad'][0] and 'none.jpg' in batch['bad'][0]
+    [(index, reason)] = batch['bad']
+    assert index == 1 and 'a.json, row 1' in reason and 'none.jpg' in reason
     with pytest.raises(ValueError, match=r'a\.json, row 1: .*none.jpg.*on_bad_image: skip'):
         VQAEvalDataset(resolved('vqa', shapes, f'test_file={file}', 'on_bad_image=error'), 'test', tokenizer)[1]

@@ -40,7 +40,7 @@ def best(fine_tuned):
 
 
 def test_what_a_run_writes(fine_tuned, best):
-    names = {path.name for path in fine_tuned.iterdir()}
+    names = {path.name for path in fine_tuned.iterdir()} - {'.lock'}
     assert names == {'checkpoint_00.pth', 'checkpoint_01.pth', 'checkpoint_best.pth', 'config.yaml', 'log.txt'}
     log = read_log(fine_tuned)
     assert [record['epoch'] for record in log] == [0, 1]
@@ -60,15 +60,15 @@ def test_momentum_encoders_start_as_they_should(shapes, pretrained, tmp_path, ca
     weights.
     """
     flags = ['--checkpoint', str(pretrained)]
-    argv = arguments('retrieval', shapes, tmp_path, *ONE_STEP, 'schedular.warmup_lr=0', flags=flags)
+    settings = (*ONE_STEP, 'schedular.warmup_lr=0')
     key = 'visual_encoder_m.patch_embed.proj.weight'
     online = weights(pretrained)['visual_encoder.patch_embed.proj.weight']
-    Retrieval.main(argv)
+    Retrieval.main(arguments('retrieval', shapes, tmp_path / 'random', *settings, flags=flags))
     assert 'momentum encoders: not in a checkpoint' in capsys.readouterr().out
-    assert not torch.allclose(weights(tmp_path / 'checkpoint_00.pth')[key], online, atol=1e-3)
-    Retrieval.main([*argv, '--copy_init'])
+    assert not torch.allclose(weights(tmp_path / 'random' / 'checkpoint_00.pth')[key], online, atol=1e-3)
+    Retrieval.main(arguments('retrieval', shapes, tmp_path / 'copied', *settings, flags=[*flags, '--copy_init']))
     assert 'momentum encoders: copies of the loaded weights' in capsys.readouterr().out
-    torch.testing.assert_close(weights(tmp_path / 'checkpoint_00.pth')[key], online)
+    torch.testing.assert_close(weights(tmp_path / 'copied' / 'checkpoint_00.pth')[key], online)
 
 
 def test_the_best_checkpoint_can_be_chosen_on_the_test_split(shapes, tmp_path, monkeypatch):
@@ -80,8 +80,9 @@ def test_the_best_checkpoint_can_be_chosen_on_the_test_split(shapes, tmp_path, m
         lambda scores, *rest: dict.fromkeys(RECALL, next(metrics) if scores.min() == -100 else 0.0),
     )
     for flags, name in (([], 'checkpoint_00.pth'), (['--select_on', 'test'], 'checkpoint_01.pth')):
-        Retrieval.main(arguments('retrieval', shapes, tmp_path, 'batch_size_train=100', flags=flags))
-        assert (tmp_path / 'checkpoint_best.pth').read_bytes() == (tmp_path / name).read_bytes()
+        folder = tmp_path / name[:-4]
+        Retrieval.main(arguments('retrieval', shapes, folder, 'batch_size_train=100', flags=flags))
+        assert (folder / 'checkpoint_best.pth').read_bytes() == (folder / name).read_bytes()
     assert not list(metrics)  # all were used
 
 
@@ -117,7 +118,7 @@ def test_evaluation_is_the_same_to_the_bit_in_any_number_of_processes(shapes, be
         flags = ['--page', str(folder / 'page.html')]
         argv = evaluating(shapes, folder, best, 'batch_size_test=4', 'k_test=5', flags=flags)
         check_run(saving_scores(folder), argv, tmp_path / 'log', processes)
-        found[processes] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        found[processes] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != '.lock'}
     assert found[1].keys() == {'val.pt', 'test.pt', 'log.txt', 'page.html'}
     assert found[1] == found[2] == found[3] == found[5]
     sim, i2t, t2i = read_pth(tmp_path / '1' / 'test.pt')

@@ -28,7 +28,8 @@ def checkpoint(vqa_run):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+    paths = [path for path in folder.rglob('*') if path.is_file() and path.name != '.lock']
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 def test_what_a_run_writes(shapes, vqa_run):

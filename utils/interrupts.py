@@ -1,0 +1,76 @@
+"""Signals that ask a run to stop: SIGTERM (preemption), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning).
+
+While something is in progress that must not be torn, such as a step, a signal is only noted; everywhere else it raises
+`Stopped` at once.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_requested = 0  # the number of the signal that was noted
+_deferred = False
+
+
+class Stopped(BaseException):
+    """A signal stopped the run. message: one line for the user. Not an `Exception`: nothing may swallow it."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+def name_of(number: int) -> str:
+    return signal.Signals(number).name
+
+
+@contextmanager
+def handle_signals() -> Iterator[None]:
+    """Handle the signals inside the block, in the main thread; elsewhere they act as before."""
+    global _requested, _deferred
+    _requested, _deferred = 0, False
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _requested, _deferred = 0, False
+
+
+def requested() -> int:
+    """The number of the signal that asks to stop, 0 if there was none."""
+    return _requested
+
+
+def defer() -> None:
+    """From here on a signal is only noted: the caller asks `requested` where it can stop."""
+    global _deferred
+    _deferred = True
+
+
+def allow() -> None:
+    """From here on a signal stops the run at once, also one that was noted before."""
+    global _deferred
+    _deferred = False
+    if _requested:
+        _stop(_requested)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """The handler. A second Ctrl-C stops at once, whatever is in progress."""
+    global _requested
+    impatient = number == signal.SIGINT == _requested
+    _requested = _requested or number
+    if impatient or not _deferred:
+        _stop(number)
+
+
+def _stop(number: int) -> None:
+    raise Stopped(number, f'stopped by {name_of(number)}; --resume continues from the last checkpoint')
