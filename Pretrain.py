@@ -22,6 +22,7 @@ from utils import distributed
 from utils.arguments import add_flag, boolean_or_folder, create_parser
 from utils.checkpoint import open_run
 from utils.entry import run_main
+from utils.errors import InputError
 from utils.log import Averages, print_rank0
 from utils.setup import autocast, finish_evaluation, script, start, to_device, unwrap
 
@@ -94,6 +95,8 @@ def initialize(model, args, config):
     if args.checkpoint:
         print_rank0(load_pretrain(model, read_weights(args.checkpoint), args.checkpoint))
         return
+    if args.evaluate:
+        raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     print_rank0(load_bert(model.text_encoder, args.text_encoder))
     if config['init_deit']:
         print_rank0(load_deit(model.visual_encoder, config['init_deit'], config['vit']))

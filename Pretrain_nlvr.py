@@ -17,6 +17,7 @@ from models.tokenization_bert import create_tokenizer
 from models.weights import load_bert, load_text_assignment, read_weights
 from utils.arguments import create_parser
 from utils.entry import run_main
+from utils.errors import InputError
 from utils.log import Averages, print_rank0
 from utils.setup import autocast, finish_evaluation, script, start, to_device
 
@@ -39,7 +40,9 @@ def evaluate(run, config, device):
 def initialize(model, args):
     """Starting weights: those of --checkpoint, else BERT's if available."""
     if args.checkpoint:
-        print_rank0(load_text_assignment(model, read_weights(args.checkpoint), args.checkpoint))
+        print_rank0(load_text_assignment(model, read_weights(args.checkpoint), args.checkpoint, args.evaluate))
+    elif args.evaluate:
+        raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     else:
         print_rank0(load_bert(model.text_encoder, args.text_encoder))
         print_rank0('image encoder and projections: random weights; give a pre-training checkpoint with --checkpoint')

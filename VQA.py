@@ -102,7 +102,8 @@ def initialize(model, args):
                 f'--evaluate: {args.checkpoint} has no answer decoder; give a checkpoint that VQA.py wrote'
             )
         print_rank0(load_vqa(model, state, args.checkpoint))
-        return max(0, int(checkpoint.get('epoch', 0)))
+        epoch = checkpoint.get('epoch')
+        return max(0, epoch) if isinstance(epoch, int) else 0
     if args.evaluate:
         raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     print_rank0(load_bert(model.text_encoder, args.text_encoder))

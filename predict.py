@@ -6,7 +6,8 @@ Configuration, answers and vocabulary are the checkpoint's own, unless --config 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -34,18 +35,28 @@ def answer(args: argparse.Namespace) -> None:
     state = model_state(checkpoint, args.checkpoint)
     if not is_vqa(state):
         raise InputError(f'--checkpoint {args.checkpoint}: it has no answer decoder; give one that VQA.py wrote')
-    own = 'config' in checkpoint and not args.config
+    own = isinstance(checkpoint.get('config'), dict) and not args.config
     if not own and not args.config:
         raise InputError(f'--checkpoint {args.checkpoint}: it has no configuration; give one with --config')
     config, source = (checkpoint['config'], args.checkpoint) if own else (read_yaml(args.config), args.config)
-    config = resolve('vqa', apply_overrides(config, args.set), source)[0] | {'distill': False}
-    saved = checkpoint['ranks'][0]['answers'] if 'ranks' in checkpoint else None
-    if saved and not args.text_encoder:
+    changed = apply_overrides(config, args.set) | {'num_workers': 0}  # that of a larger machine may be refused here
+    config = resolve('vqa', changed, source)[0] | {'distill': False}
+    saved = saved_answers(checkpoint)
+    if args.text_encoder:
+        tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
+    elif saved:
         tokenizer = unpack_tokenizer(saved['tokenizer'])
     else:
-        tokenizer = create_tokenizer(args.text_encoder or 'bert-base-uncased', config['bert_config']['vocab_size'])
+        raise InputError(
+            f'--checkpoint {args.checkpoint}: it has no answers and no vocabulary; give the vocabulary with '
+            '--text_encoder and the answers with --set answer_list=FILE'
+        )
     texts = saved['texts'] if saved and own else read_answer_list(config['answer_list'])
     answers = AnswerList(texts, tokenizer, config['eos'])
+    questions = [pre_question(question, TEST_WORDS) for question in args.question]
+    for question, words in zip(args.question, questions, strict=True):
+        if not words.strip():
+            raise InputError(f'--question {question!r}: there is no word in it')
 
     device = distributed.choose_device(args.device)
     model = create_model('vqa', config, tokenizer).eval()
@@ -53,13 +64,22 @@ def answer(args: argparse.Namespace) -> None:
     model.to(device)
     image = eval_transform(config)(args.image)[None].to(device)
     positions = config['bert_config'].get('max_position_embeddings', 512)
-    for question in args.question:
-        text = tokenize_untruncated(tokenizer, [pre_question(question, TEST_WORDS)], positions).to(device)
+    for question, words in zip(args.question, questions, strict=True):
+        text = tokenize_untruncated(tokenizer, [words], positions).to(device)
         with autocast(device, config):
             ids, probabilities = model.rank_answers(image, text, answers.tokens.to(device), config['k_test'])
         print(question)
         for number, probability in list(zip(ids[0].tolist(), probabilities[0].tolist(), strict=True))[:SHOWN]:
             print(f'{100 * probability:7.2f} %  {answers.texts[number]}')
+
+
+def saved_answers(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The answers in a checkpoint of VQA.py, as `AnswerList.state_dict` makes them; None if it has none."""
+    try:
+        saved = checkpoint['ranks'][0]['answers']
+        return saved if saved['texts'] and saved['tokenizer'] else None
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

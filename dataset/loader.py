@@ -68,11 +68,12 @@ def die_with_parent() -> None:
 
 
 def _end_by_parent() -> None:
-    """End this process at a SIGTERM of its parent, as multiprocessing sends it at exit, and at no other.
+    """End this process at a SIGTERM of the main process, as multiprocessing sends it at exit, and at no other.
 
     A scheduler sends SIGTERM to all processes of a run, and the main process still needs its workers then.
     """
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+    main_process = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
         pass
     os._exit(0)
 

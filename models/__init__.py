@@ -1,5 +1,6 @@
 """The models of the five tasks, all made by `create_model`."""
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -31,4 +32,14 @@ def create_model(task: str, config: Mapping[str, Any], tokenizer: SpecialTokens)
     if task not in CLASSES:
         raise InputError(f'task {task!r} is unknown; known are {", ".join(TASKS)}')
     module, name = CLASSES[task]
-    return getattr(import_module(module), name)(model_settings(task, config), tokenizer)
+    make = getattr(import_module(module), name)
+    settings = model_settings(task, config)
+    try:
+        return make(settings, tokenizer)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not re.search('allocate|overflow', str(error)):
+            raise
+        raise InputError(
+            'the model does not fit into the memory of this machine; decrease image_res, vit, bert_config, embed_dim '
+            'or queue_size'
+        ) from None

@@ -16,6 +16,7 @@ from utils.errors import InputError, MissingFileError
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 VOCABULARY = ('vocab.txt', 'tokenizer.json')
+SPECIAL_TOKENS = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -24,7 +25,7 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
 
     name: a hub name such as bert-base-uncased, or a folder with tokenizer files, of which `vocab.txt` alone is enough.
     vocab_size: the number of word embeddings of the text encoder.
-    InputError if there is no vocabulary, or if it has more tokens than `vocab_size`.
+    InputError if there is no vocabulary, if it is damaged, or if it has more tokens than `vocab_size`.
     """
     folder = local_folder(name, 'tokenizer', (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json'))
     if not _holds(folder, VOCABULARY):  # the library would return a tokenizer of five special tokens
@@ -32,17 +33,47 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
     # A bare vocabulary does not say its case; bert-base-uncased's is lower case, and library versions differ in their
     # default.
     case = {} if _holds(folder, ('tokenizer.json', 'tokenizer_config.json')) else {'do_lower_case': True}
-    tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
+    try:
+        tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
+    except Exception as error:  # the library raises almost any exception for a damaged file
+        raise InputError(
+            f'--text_encoder {name}: its tokenizer files cannot be read ({first_sentence(error)}); copy or download them '
+            'again'
+        ) from None
+    size = _check_vocabulary(name, folder, tokenizer)
     cls = tokenizer.cls_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f'{cls} $A', pair=f'{cls} $A $B', special_tokens=[(cls, tokenizer.cls_token_id)]
     )
-    if vocab_size is not None and len(tokenizer) > vocab_size:
+    if vocab_size is not None and size > vocab_size:
         raise InputError(
-            f'--text_encoder {name}: its vocabulary has {len(tokenizer)} words, bert_config.vocab_size is '
-            f'{vocab_size}; set bert_config.vocab_size={len(tokenizer)}'
+            f'--text_encoder {name}: its vocabulary has {size} words, bert_config.vocab_size is {vocab_size}; set '
+            f'bert_config.vocab_size={size}'
         )
     return tokenizer
+
+
+def _check_vocabulary(name: str, folder: str, tokenizer: BertTokenizerFast) -> int:
+    """Return the number of ids. InputError if a special token is missing or a line of vocab.txt is repeated."""
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)  # the library adds what is missing
+    missing = [token for kind in SPECIAL_TOKENS if (token := getattr(tokenizer, kind)) not in own]
+    if missing:
+        raise InputError(
+            f'--text_encoder {name}: its vocabulary lacks {", ".join(map(str, missing))}; give the vocabulary of a BERT'
+        )
+    size = 1 + max(tokenizer.get_vocab().values())
+    if len(tokenizer) < size and not _holds(folder, ('tokenizer.json',)):
+        line = 1 + min(set(range(size)) - set(own.values()))
+        raise InputError(
+            f'--text_encoder {name}: line {line} of vocab.txt occurs again below; every token must be on one line, '
+            'so copy or download the file again'
+        )
+    return size
+
+
+def first_sentence(error: Exception) -> str:
+    """What a library's error begins with, on one line."""
+    return ' '.join(str(error).split()).split('. ')[0][:160] or type(error).__name__
 
 
 def pack_tokenizer(tokenizer) -> dict[str, Any]:
@@ -51,8 +82,11 @@ def pack_tokenizer(tokenizer) -> dict[str, Any]:
 
 
 def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer that `pack_tokenizer` packed."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
+    """The tokenizer that `pack_tokenizer` packed. InputError if it is damaged."""
+    try:
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
+    except Exception as error:  # the library raises bare exceptions
+        raise InputError(f'the tokenizer in the checkpoint cannot be read ({first_sentence(error)})') from None
 
 
 def fingerprint(tokenizer) -> str:
@@ -66,6 +100,8 @@ def local_folder(name: str, what: str, files: Iterable[str], option: str = '--te
     """The folder that a name means: itself, or the local cache of the hub's files, downloaded if needed."""
     if os.path.isdir(name):
         return name
+    if os.path.isfile(name):
+        raise InputError(f'{option} {name}: it is a file; give the folder with the {what} files')
     from huggingface_hub import snapshot_download
 
     try:
@@ -85,9 +121,16 @@ def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
         if _holds(folder, WEIGHTS[:1]):
             return folder
         return local_folder(name, 'weights', ('config.json', WEIGHTS[1]), option)
-    has_weights = _holds(name, WEIGHTS) and _holds(name, ('config.json',))
-    return name if has_weights and AutoConfig.from_pretrained(name).model_type == 'bert' else None
+    if not _holds(name, WEIGHTS) or not _holds(name, ('config.json',)):
+        return None
+    try:
+        return name if AutoConfig.from_pretrained(name).model_type == 'bert' else None
+    except Exception as error:
+        raise InputError(
+            f'{option} {name}: its config.json is not that of a model ({first_sentence(error)}); copy or download it '
+            'again'
+        ) from None
 
 
 def _holds(folder: str, files: Iterable[str]) -> bool:
-    return any(os.path.exists(os.path.join(folder, file)) for file in files)
+    return any(os.path.isfile(os.path.join(folder, file)) for file in files)

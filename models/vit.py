@@ -27,6 +27,8 @@ def create_vit(image_res: int, shape: Mapping[str, Any] | None = None) -> Vision
         raise InputError(f'image_res {image_res} must be a multiple of vit.patch_size {shape["patch_size"]}')
     if shape['embed_dim'] % shape['num_heads']:
         raise InputError(f'vit.embed_dim {shape["embed_dim"]} must be a multiple of vit.num_heads {shape["num_heads"]}')
+    if shape['embed_dim'] * shape['mlp_ratio'] < 1:
+        raise InputError(f'vit.mlp_ratio {shape["mlp_ratio"]} leaves the MLP without width; the usual ratio is 4')
     vit = VisionTransformer(img_size=image_res, num_classes=0, global_pool='', qkv_bias=True, **shape)
     nn.init.trunc_normal_(vit.cls_token, std=0.02)
     return vit

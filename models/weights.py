@@ -7,6 +7,7 @@ is refused with its name and the keys.
 import argparse
 import os
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from models.vit import VIT_B_16, interpolate_pos_embed
 from models.xbert import BertConfig
 from utils.errors import InputError, MissingFileError
+from utils.files import archive_fault
+from utils.finite import not_finite
 
 State = Mapping[str, Tensor]
 
@@ -70,18 +73,26 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
 
     option: the flag or key that names the file, for messages.
     """
+    if os.path.isdir(path):
+        raise InputError(f'{option} {path}: it is a folder; give a file in it')
     if not os.path.isfile(path):
         raise MissingFileError(f'{option} {path}: there is no such file')
+    fault = archive_fault(path)
+    if fault:
+        raise InputError(f'{option} {path}: the file is damaged ({fault}); copy or download it again')
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about pickle and TorchScript files, before their error
             return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:200]
-        readable = re.search('[a-z]+ [a-z]+', reason) and not isinstance(error, OSError)
-        raise InputError(
-            f'{option} {path}: not a readable checkpoint ({reason if readable else "damaged or incomplete"}); copy or '
-            'download it again, or, if it contains Python objects and you trust it, save only its model and load that'
-        ) from None
+    except Exception as error:  # torch raises almost any exception for a file of another kind
+        unsafe = re.search(r'GLOBAL (\S+)', str(error))
+        if unsafe:
+            raise InputError(
+                f'{option} {path}: it contains the Python object {unsafe[1]}, which may run code, and is not loaded; '
+                'if you trust the file, save only its model and load that'
+            ) from None
+        reason = 'damaged, incomplete, or of another kind' if os.path.getsize(path) else 'it is empty'
+        raise InputError(f'{option} {path}: not a readable checkpoint ({reason}); copy or download it again') from None
 
 
 def read_weights(path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
@@ -90,13 +101,31 @@ def read_weights(path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
 
 
 def model_state(checkpoint: Any, path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
-    """The weights in what `read_checkpoint` returned: under `model`, or the file is the state dict itself."""
+    """The weights in what `read_checkpoint` returned: under `model`, or the file is the state dict itself.
+
+    InputError if there are none, or if a tensor is not finite.
+    """
     state = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
         raise InputError(
             f'{option} {path}: has no model weights (a mapping of names to tensors, or such a mapping under `model`)'
         )
+    refuse_not_finite(state, f'{option} {path}')
     return {key.removeprefix('module.'): value for key, value in state.items()}
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and torch.is_tensor(item[1])
+
+
+def refuse_not_finite(state: State, source: str) -> None:
+    """InputError if a tensor has an entry that is NaN or infinite."""
+    names = not_finite(state)
+    if names:
+        raise InputError(
+            f'{source}: {len(names)} of {len(state)} tensors are not finite, the first is {names[0]}; '
+            'the training that wrote them diverged, so give an earlier checkpoint'
+        )
 
 
 def strip_bert(state: State) -> dict[str, Tensor]:
@@ -222,7 +251,8 @@ def load_two_images(model: nn.Module, state: State, source: str, missing: Sequen
     config = model.text_encoder.config
     momentum = [key for key in state if _matches(key, MOMENTUM)]
     state = strip_bert({key: value for key, value in state.items() if key not in momentum})
-    doubled = double_fusion_layers(state, config.fusion_layer, config.num_hidden_layers)
+    has_two_images = any(re.match(r'(ta|cls)_head\.', key) for key in state)  # layers that are doubled already
+    doubled = state if has_two_images else double_fusion_layers(state, config.fusion_layer, config.num_hidden_layers)
     heads = (r'text_encoder\.cls\.', r'(itm|ta|cls)_head\.', r'temp$', r'(text|vision)_proj\.')
     report = load_state(model, doubled, source, missing, heads)
     report.unexpected += momentum
@@ -231,9 +261,12 @@ def load_two_images(model: nn.Module, state: State, source: str, missing: Sequen
     return report
 
 
-def load_text_assignment(model: nn.Module, state: State, source: str) -> Report:
-    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of text assignment, into the text assignment model."""
-    return load_two_images(model, state, source, missing=(r'ta_head\.',))
+def load_text_assignment(model: nn.Module, state: State, source: str, head: bool = False) -> Report:
+    """Weights of pre-training (ours, GRIT-VLP's, ALBEF's), or of text assignment, into the text assignment model.
+
+    head: the file must have the classifier.
+    """
+    return load_two_images(model, state, source, missing=() if head else (r'ta_head\.',))
 
 
 def load_nlvr(model: nn.Module, state: State, source: str, head: bool = False, momentum: bool = False) -> Report:
@@ -338,7 +371,7 @@ def load_bert(
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
 
-    from models.tokenization_bert import weights_folder
+    from models.tokenization_bert import first_sentence, weights_folder
 
     folder = weights_folder(name, option)
     if folder is None:
@@ -348,9 +381,14 @@ def load_bert(
     logging.disable_progress_bar()
     try:
         theirs, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # the library raises almost any exception for a damaged file
+        raise InputError(
+            f'{option} {name}: its weights cannot be read ({first_sentence(error)}); copy or download them again'
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
     state = {key: value for key, value in theirs.state_dict().items() if key not in info['missing_keys']}
+    refuse_not_finite(state, f'{option} {name}')
     if not any(key.startswith('bert.') for key in state):
         raise InputError(f'{option} {name}: its weights are not those of a BERT')
     if not hasattr(text_encoder, 'cls'):

@@ -197,9 +197,11 @@ def read_pretrained(path: str) -> tuple[str, dict[str, Any]]:
         path = newest
     content = read_checkpoint(path, 'CHECKPOINT')
     task = content.get('task') if isinstance(content, dict) else None
-    if task != 'pretrain' or 'config' not in content:
+    if task != 'pretrain':
         what = f'of task {task}' if task else 'of another program'
         raise InputError(f'CHECKPOINT {path}: it is a checkpoint {what}; give one that Pretrain.py wrote')
+    if not isinstance(content.get('config'), dict):
+        raise InputError(f'CHECKPOINT {path}: it has no configuration; give one that Pretrain.py wrote')
     return path, content
 
 

@@ -109,27 +109,50 @@ def check_run(main, argv, log, world_size=1):
     assert run(main, argv, log, world_size) == [0] * world_size, tail(log)
 
 
-def _script(script, argv, environment, paths):
+class SignalAt:
+    """Send a signal to the process at the n-th call of a function, before it runs; see `DieAt`."""
+
+    def __init__(self, owner, name, n, number):
+        self.owner, self.name, self.n, self.number = owner, name, n, number
+        self.function = getattr(owner, name)
+
+    def install(self):
+        calls = [0]
+
+        def signaling(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] == self.n:
+                os.kill(os.getpid(), self.number)
+            return self.function(*args, **kwargs)
+
+        setattr(self.owner, self.name, signaling)
+
+
+def _script(script, argv, environment, paths, fault):
     for number, path in zip((1, 2), paths, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (open(number, 'w', buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
     os.environ |= environment
     sys.argv = [script, *argv]
+    if fault is not None:
+        fault.install()
     runpy.run_path(str(ROOT / script), run_name='__main__')
 
 
-def run_script(script, argv, folder, world_size=1, seconds=120):
+def run_script(script, argv, folder, world_size=1, seconds=120, faults=None):
     """Run a script as a program in `world_size` forked processes, each to its end -> [(exit code, stdout, stderr)].
 
-    Modules that the test has imported are not imported again. folder: for the outputs.
+    Modules that the test has imported are not imported again. folder: for the outputs. faults: {rank: a fault to
+    install, such as `SignalAt`}.
     """
     context = multiprocessing.get_context('fork')
     port, children, outputs = free_port(), [], []
     for rank in range(world_size):
         environment = group_environment(rank, world_size, port) if world_size > 1 else {}
         outputs.append([Path(folder, f'std{name}.{rank}') for name in ('out', 'err')])
-        children.append(context.Process(target=_script, args=(script, argv, environment, outputs[rank])))
+        fault = (faults or {}).get(rank)
+        children.append(context.Process(target=_script, args=(script, argv, environment, outputs[rank], fault)))
         children[rank].start()
     deadline = time.monotonic() + seconds
     for child in children:

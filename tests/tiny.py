@@ -22,6 +22,14 @@ MODEL = [
     'print_freq=1000',
 ]
 
+SCRIPTS = {
+    'pretrain': 'Pretrain',
+    'retrieval': 'Retrieval',
+    'nlvr_pretrain': 'Pretrain_nlvr',
+    'nlvr': 'NLVR',
+    'vqa': 'VQA',
+}
+
 TASKS = {
     'pretrain': (
         'Pretrain',

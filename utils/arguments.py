@@ -113,9 +113,7 @@ def create_parser(task: str, description: str) -> Parser:
         help='a hub name, or a folder with tokenizer files and optionally BERT weights',
     )
     parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
-    parser.add_argument(
-        '--seed', type=seed, default=42 if task == 'pretrain' else 0, help='each process adds its rank'
-    )
+    parser.add_argument('--seed', type=seed, default=42 if task == 'pretrain' else 0, help='each process adds its rank')
     add_flag(parser, '--distributed', True, 'join the process group that a launcher started')
     parser.add_argument('--world_size', type=int, default=1, help='ignored: the launcher sets it')
     parser.add_argument('--dist_url', default='env://', help='where the processes meet')

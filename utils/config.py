@@ -13,14 +13,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from utils.arguments import Parser
-from utils.config_keys import BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table, optional
-from utils.config_keys import path as a_path
+from utils.config_keys import BASE, BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
 from utils.files import atomic_write, read_json
 
 Config = dict[str, Any]
-BASE = {'base': Key('the file that a bert_config changes', optional(a_path), None)}
 NO_YAML = (YAMLError, ValueError, KeyError, RecursionError)  # the last three: !!int x, 2020-99-99; !!bool x; [[[[...
 
 

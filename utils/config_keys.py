@@ -293,6 +293,7 @@ BERT = {
     'fusion_layer': Key('first layer that attends to the image', count0, 6),
     'encoder_width': Key('width of the image encoder (default: vit.embed_dim)', count, 768),
 }
+BASE = {'base': Key('file whose keys the other keys of a bert_config change', optional(path), None)}
 BERT_IGNORED = set(
     'architectures model_type concat_layer type transformers_version position_embedding_type use_cache '
     'classifier_dropout gradient_checkpointing unk_token_id _name_or_path add_cross_attention'.split()

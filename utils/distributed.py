@@ -15,9 +15,10 @@ from utils.errors import InputError
 
 T = TypeVar('T')
 NCCL_LATER = datetime.timedelta(minutes=5)  # NCCL's watchdog ends a process without a word: gloo shall be first
-PATIENCE = 60.0  # seconds for the other processes to say that they wait, too
+PATIENCE = 60.0  # seconds, at most the timeout, for the other processes to say that they wait, too
 _store: dist.Store | None = None  # shared by the processes of the group, also after one of them failed
 _hosts: dist.ProcessGroup | None = None  # all ranks, for tensors on the CPU
+_patience = PATIENCE
 
 
 def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
@@ -27,14 +28,14 @@ def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
     for CUDA tensors. `--device cuda` means the CPU if there is no GPU. minutes: how long a process waits for the others
     in a collective before it fails; see `failure_of_others`.
     """
-    global _store, _hosts
+    global _store, _hosts, _patience
     if _announced('WORLD_SIZE', 1) == 1:
         return choose_device(args.device)
     if not args.distributed:
         raise InputError('--distributed false, but a launcher started several processes; start one, or drop the flag')
     for name in ('RANK', 'LOCAL_RANK'):
         _announced(name)
-    timeout = datetime.timedelta(minutes=minutes)
+    timeout, _patience = datetime.timedelta(minutes=minutes), min(PATIENCE, 60 * minutes)
     try:
         store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=timeout))
     except (ValueError, RuntimeError, OSError) as error:
@@ -88,8 +89,8 @@ def failure_of_others(error: BaseException) -> str | None:
 
 
 def _silent_ranks() -> list[int]:
-    """The ranks that do not report within `PATIENCE` that they wait."""
-    deadline = time.monotonic() + PATIENCE
+    """The ranks that do not report in time that they wait, too."""
+    deadline = time.monotonic() + _patience
     others = [other for other in range(world_size()) if other != rank()]
     with _without_stderr():
         try:

@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.interrupts import Stopped
 
 EXIT_CODE = 2
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {
     errno.ENOENT: 'correct the path',
     errno.EEXIST: 'a file has this name; give another path',

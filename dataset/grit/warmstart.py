@@ -1,11 +1,28 @@
 """The order that `--index_warmstart` starts with, saved in the output folder by an earlier run."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 
+import numpy as np
 import torch
 
 from utils.checkpoint import find_run, open_run
 from utils.errors import InputError, MissingFileError
+
+READER = """
+import sys, warnings
+import numpy, scipy.io
+warnings.simplefilter('ignore')
+arrays = [value for name, value in scipy.io.loadmat(sys.argv[1]).items() if not name.startswith('__')]
+if len(arrays) != 1 or not isinstance(arrays[0], numpy.ndarray) or arrays[0].dtype.kind not in 'iuf':
+    sys.exit('it must contain exactly one array of numbers')
+order = arrays[0].ravel()
+if not len(order) or not (order.astype('int64') == order).all():
+    sys.exit('it must contain whole numbers')
+sys.stdout.buffer.write(order.astype('int64').tobytes())
+"""
 
 
 def saved_order(folder: str) -> torch.Tensor:
@@ -27,17 +44,17 @@ def saved_order(folder: str) -> torch.Tensor:
 
 
 def read_mat(path: str) -> torch.Tensor:
-    """The one numeric array in a MATLAB file, flattened to int64."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise InputError(f'{path}: reading it needs SciPy; pip install scipy') from None
-    try:
-        content = loadmat(path)
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise InputError(f'{path}: not a readable MATLAB file ({reason}); copy it again or drop the flag') from None
-    arrays = [value for name, value in content.items() if not name.startswith('__')]
-    if len(arrays) != 1 or arrays[0].dtype.kind not in 'iuf':
-        raise InputError(f'{path}: must contain exactly one array of numbers, the order of examples')
-    return torch.from_numpy(arrays[0].astype('int64').ravel())
+    """The one array of whole numbers in a MATLAB file, flattened to int64.
+
+    A process of its own reads it, because a damaged file may crash SciPy.
+    """
+    if importlib.util.find_spec('scipy') is None:
+        raise InputError(f'{path}: reading it needs SciPy; pip install scipy, or drop --index_warmstart')
+    done = subprocess.run([sys.executable, '-c', READER, path], capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors='replace').split('\n')
+        reason = next((line for line in reversed(lines) if line.strip()), 'damaged')[:200]
+        raise InputError(
+            f'{path}: not a readable order of examples ({reason}); copy it again or drop --index_warmstart'
+        )
+    return torch.from_numpy(np.frombuffer(done.stdout, np.int64).copy())

@@ -62,7 +62,8 @@ def test_an_error_of_only_one_rank_is_one_line(shapes, tmp_path, rank):
     rows = read_rows(shapes, 'pretrain')
     (tmp_path / 'broken.jpg').write_text('<html>not found</html>')
     rows[row]['image'] = str(tmp_path / 'broken.jpg')
-    settings = (f'train_file={write_rows(tmp_path / "rows.json", rows)}', 'on_bad_image=error')
+    file = write_rows(tmp_path / 'rows.json', rows)
+    settings = (f'train_file={file}', 'images_outside_root=true', 'on_bad_image=error')
     outcomes = run_script('Pretrain.py', arguments('pretrain', shapes, tmp_path / 'out', *settings), tmp_path, 2)
     check_one_line(outcomes, f'rows.json, row {row}: cannot read the image', 'broken.jpg')
     assert outcomes[1 - rank][2] == ''

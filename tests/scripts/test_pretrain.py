@@ -238,21 +238,21 @@ def test_evaluation_adds_a_record_and_trains_nothing(shapes, tmp_path, pretraine
 
 @pytest.fixture
 def break_images(shapes, tmp_path):
-    """A function from numbers of rows to the override that makes their images unreadable."""
+    """A function from numbers of rows to the overrides that make their images unreadable."""
 
     def break_images(indices):
         rows = read_rows(shapes, 'pretrain')
         for index in indices:
             (tmp_path / f'broken{index}.jpg').write_text('<html>not found</html>')
             rows[index]['image'] = str(tmp_path / f'broken{index}.jpg')
-        return f'train_file=[{write_rows(tmp_path / "broken.json", rows)}]'
+        return f'train_file=[{write_rows(tmp_path / "broken.json", rows)}]', 'images_outside_root=true'
 
     return break_images
 
 
 def test_a_bad_image_is_skipped_counted_and_keeps_its_place(shapes, tmp_path, break_images):
     output = tmp_path / 'out'
-    Pretrain.main(arguments('pretrain', shapes, output, break_images([7])))
+    Pretrain.main(arguments('pretrain', shapes, output, *break_images([7])))
     listed = read_lines(output / 'bad_images.jsonl')
     assert [item['index'] for item in listed] == [7] and 'broken7.jpg' in listed[0]['reason']
     assert examples_of([read_pth(output / 'checkpoint_01.pth')['ranks'][0]['plan']]) == list(range(62))
@@ -260,13 +260,13 @@ def test_a_bad_image_is_skipped_counted_and_keeps_its_place(shapes, tmp_path, br
 
 def test_many_bad_images_stop_the_run(shapes, tmp_path, break_images):
     with pytest.raises(ValueError, match='2 of about 62 images cannot be read, more than 1%.*check'):
-        Pretrain.main(arguments('pretrain', shapes, tmp_path / 'out', break_images([7, 9])))
+        Pretrain.main(arguments('pretrain', shapes, tmp_path / 'out', *break_images([7, 9])))
     assert len(read_lines(tmp_path / 'out' / 'bad_images.rank0.jsonl')) == 2
 
 
 def test_bad_images_can_be_errors(shapes, tmp_path, break_images):
     with pytest.raises(ValueError, match=r'row 7: .*broken7.jpg.*on_bad_image: skip'):
-        Pretrain.main(arguments('pretrain', shapes, tmp_path / 'out', break_images([7]), 'on_bad_image=error'))
+        Pretrain.main(arguments('pretrain', shapes, tmp_path / 'out', *break_images([7]), 'on_bad_image=error'))
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_one_caption_per_image_and_a_bad_image(shapes, pretrained, tmp_path):
     rows = [row | {'caption': row['caption'][0]} for row in read_rows(shapes, 'retrieval_test')[:2]]
     (tmp_path / 'broken.jpg').write_text('<html>not found</html>')
     rows[1]['image'] = str(tmp_path / 'broken.jpg')
-    settings = (f'test_file={write_rows(tmp_path / "rows.json", rows)}', 'val_file=null')
+    settings = (f'test_file={write_rows(tmp_path / "rows.json", rows)}', 'val_file=null', 'images_outside_root=true')
     flags = ['--page', str(tmp_path / 'page.html')]
     Retrieval.main(evaluating(shapes, tmp_path, pretrained, *settings, flags=flags))
     assert read_log(tmp_path)[0]['test_txt_r5'] == 100

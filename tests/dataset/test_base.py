@@ -1,0 +1,123 @@
+"""What the datasets share: too many unreadable images of an evaluation, and images outside their root."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from dataset.base import BlankImages
+from dataset.caption_dataset import PretrainDataset
+from dataset.nlvr_dataset import NLVRDataset, NLVREvalDataset
+from dataset.retrieval_dataset import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.vqa_dataset import VQAEvalDataset, VQATrainingSet
+from tests.helpers import read_rows, write_rows
+from tests.tiny import resolved
+from utils import distributed
+from utils.errors import InputError
+
+# ---- unreadable images of an evaluation ----
+
+
+class Rows(SimpleNamespace):
+    """As much of an `EvalSet` as is read."""
+
+    def __len__(self):
+        return self.rows
+
+
+def split(rows, images_per_row=1):
+    return Rows(rows=rows, images_per_row=images_per_row, split='val')
+
+
+def bad(count):
+    return [(index, f'rows.json, row {index}: gone') for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    'rows, images_per_row, allowed', [(1, 1, 1), (100, 1, 1), (200, 1, 2), (299, 1, 2), (100, 2, 2), (1000, 2, 20)]
+)
+def test_one_percent_of_the_images_may_be_unreadable_and_one_in_any_case(rows, images_per_row, allowed, capsys):
+    blank = BlankImages(split(rows, images_per_row))
+    blank.record(bad(allowed))
+    blank.report()
+    assert capsys.readouterr().out.count('evaluated with a blank image: rows.json, row ') == allowed
+    with pytest.raises(
+        InputError, match=f'at least {allowed + 1} of the {rows * images_per_row} images .* of val_file'
+    ):
+        blank.record([(999, 'gone')])
+
+
+def test_the_images_of_all_ranks_count_and_the_first_row_is_named(monkeypatch):
+    blank = BlankImages(split(100))
+    monkeypatch.setattr(distributed, 'gather_objects', lambda found: [[(7, 'row 7')], [(3, 'row 3')], found])
+    with pytest.raises(InputError, match=r'^2 of the 100 images .* more than 1%, the first: row 3; restore .* check'):
+        blank.report()
+
+
+# ---- images outside their root ----
+
+DATASETS = {
+    'pretrain': (lambda config, tokenizer: PretrainDataset(config, tokenizer, 0), 'pretrain', 'train_file', 'pretrain'),
+    'retrieval, training': (
+        lambda config, tokenizer: RetrievalTrainDataset(config, tokenizer, 0),
+        'retrieval',
+        'train_file',
+        'retrieval_train',
+    ),
+    'retrieval': (
+        lambda config, tokenizer: RetrievalEvalDataset(config, 'val', tokenizer),
+        'retrieval',
+        'val_file',
+        'retrieval_val',
+    ),
+    'nlvr, training': (lambda config, tokenizer: NLVRDataset(config, tokenizer, 0), 'nlvr', 'train_file', 'nlvr_train'),
+    'nlvr': (lambda config, tokenizer: NLVREvalDataset(config, 'val', tokenizer), 'nlvr', 'val_file', 'nlvr_dev'),
+    'vqa, training': (lambda config, tokenizer: VQATrainingSet(config, tokenizer, 0), 'vqa', 'train_file', 'vqa_train'),
+    'vqa': (lambda config, tokenizer: VQAEvalDataset(config, 'val', tokenizer), 'vqa', 'val_file', 'vqa_val'),
+}
+
+
+@pytest.fixture(params=DATASETS)
+def load(request, shapes, tokenizer, tmp_path, monkeypatch):
+    """A function that makes a dataset of rows, row 5 of which has the image of a path, in the folder of the images."""
+    make, task, key, name = DATASETS[request.param]
+
+    def load(path, *settings):
+        rows = read_rows(shapes, name)[:8]
+        if 'images' in rows[5]:
+            rows[5]['images'][1] = path
+        else:
+            rows[5]['image'] = path
+        config = resolved(task, shapes, f'{key}={write_rows(tmp_path / "rows.json", rows)}', *settings)
+        with monkeypatch.context() as patch:
+            patch.chdir(shapes)
+            make(config, tokenizer)
+
+    return load
+
+
+def test_an_image_outside_the_root_is_refused_at_start(load, shapes, tmp_path):
+    for path in ('/etc/passwd', '../secret.jpg', 'images/../../secret.jpg', str(tmp_path / 'a.jpg')):
+        with pytest.raises(InputError) as error:
+            load(path)
+        message = str(error.value)
+        assert f'rows.json, row 5: the image {path!r} is outside ' in message and f'_root {str(shapes)!r}' in message
+        assert 'images_outside_root: true' in message and '\n' not in message
+        load(path, 'images_outside_root=true')
+    for path in ('images/../images/none.jpg', f'{shapes}/images/none.jpg'):
+        load(path)
+
+
+def test_without_a_root_every_path_is_as_written(load):
+    roots = "image_root=''", "vqa_root=''", "vg_root=''"
+    load('/etc/passwd', *roots)
+    load('../secret.jpg', *roots)
+
+
+def test_each_source_of_vqa_has_a_root_of_its_own(shapes, tokenizer, tmp_path):
+    rows = read_rows(shapes, 'vqa_train')[:4]
+    rows[2] |= {'dataset': 'vg', 'answer': 'red', 'image': os.path.join(shapes, rows[2]['image'])}
+    file = write_rows(tmp_path / 'rows.json', rows)
+    VQATrainingSet(resolved('vqa', shapes, f'train_file={file}', "vg_root=''"), tokenizer, 0)
+    with pytest.raises(InputError, match="row 2: the image .* is outside vg_root '/elsewhere'"):
+        VQATrainingSet(resolved('vqa', shapes, f'train_file={file}', 'vg_root=/elsewhere'), tokenizer, 0)
