@@ -261,7 +261,7 @@ class TrainingRun:
     def _stop(self, signal: int, saved: str | os.PathLike) -> NoReturn:
         place = f'epoch {self.epoch}, step {self.step}'
         raise interrupts.Stopped(
-            signal, f'stopped by {interrupts.name_of(signal)} at {place}; --resume continues {saved}'
+            signal, f'stopped by {interrupts.name_of(signal)} at {place}; --resume continues from {saved}'
         )
 
     def _check_finite(self, now: bool) -> None:

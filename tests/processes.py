@@ -140,11 +140,11 @@ def _script(script, argv, environment, paths, fault):
     runpy.run_path(str(ROOT / script), run_name='__main__')
 
 
-def run_script(script, argv, folder, world_size=1, seconds=120, faults=None):
+def run_script(script, argv, folder, world_size=1, seconds=120, faults=None, stopped=None):
     """Run a script as a program in `world_size` forked processes, each to its end -> [(exit code, stdout, stderr)].
 
     Modules that the test has imported are not imported again. folder: for the outputs. faults: {rank: a fault to
-    install, such as `SignalAt`}.
+    install, such as `SignalAt`}. stopped: a rank that is killed when the others have ended.
     """
     context = multiprocessing.get_context('fork')
     port, children, outputs = free_port(), [], []
@@ -155,11 +155,11 @@ def run_script(script, argv, folder, world_size=1, seconds=120, faults=None):
         children.append(context.Process(target=_script, args=(script, argv, environment, outputs[rank], fault)))
         children[rank].start()
     deadline = time.monotonic() + seconds
-    for child in children:
-        child.join(max(0, deadline - time.monotonic()))
-        if child.is_alive():
-            child.kill()
-            child.join()
+    for rank in sorted(range(world_size), key=lambda rank: rank == stopped):
+        children[rank].join(0 if rank == stopped else max(0, deadline - time.monotonic()))
+        if children[rank].is_alive():
+            children[rank].kill()
+            children[rank].join()
     codes = [child.exitcode for child in children]
     return [(code, *(path.read_text() for path in paths)) for code, paths in zip(codes, outputs, strict=True)]
 

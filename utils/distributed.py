@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,14 +93,13 @@ def _silent_ranks() -> list[int]:
     """The ranks that do not report in time that they wait, too."""
     deadline = time.monotonic() + _patience
     others = [other for other in range(world_size()) if other != rank()]
-    with _without_stderr():
-        try:
-            _store.set(f'waits/{rank()}', '1')
-            while others and time.monotonic() < deadline:
-                others = [other for other in others if not _store.check([f'waits/{other}'])]
-                time.sleep(0.1)
-        except RuntimeError:  # the process that hosts the store is itself gone
-            pass
+    _ask_store(lambda: _store.set(f'waits/{rank()}', '1'))
+    while others and time.monotonic() < deadline:
+        answer = _ask_store(lambda: [other for other in others if not _store.check([f'waits/{other}'])])
+        if answer is None:
+            return [0]  # which hosts the store, if there is no launcher
+        others = answer or []
+        time.sleep(0.1)
     return others
 
 
@@ -110,11 +110,27 @@ def claim_failure() -> bool:
     """
     if not has_store():
         return os.environ.get('RANK', '0') == '0'
-    with _without_stderr():  # torch's own report of a lost connection, with frames of C++
+    failures = _ask_store(lambda: _store.add('failures', 1))
+    if failures is None:  # the host of the store is stopped: rank 0, if there is no launcher
+        return rank() == 1
+    return failures == 1
+
+
+def _ask_store(question: Callable[[], T]) -> T | int | None:
+    """The answer of the store; 0 if its host ended, None if it does not answer in time."""
+    answers = []
+
+    def ask() -> None:
         try:
-            return _store.add('failures', 1) == 1
-        except RuntimeError:  # the process that hosts the store ended, so it failed first
-            return False
+            answers.append(question())
+        except RuntimeError:
+            answers.append(0)
+
+    asking = threading.Thread(target=ask, daemon=True)  # the store itself waits for ever
+    with _without_stderr():  # torch's own report of a lost connection, with frames of C++
+        asking.start()
+        asking.join(_patience)
+    return answers[0] if answers else None
 
 
 def has_store() -> bool:

@@ -55,13 +55,14 @@ def run_main(main: Callable[[], object]) -> NoReturn:
 def end_by_signal(stop: Stopped | KeyboardInterrupt) -> NoReturn:
     """Exit at once with one line, and with the code that a shell gives a process that a signal ended."""
     code = stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT
-    if 'torch' not in sys.modules:  # a tool, before its imports
-        print('stopped', file=sys.stderr)
+    message = str(stop) if isinstance(stop, Stopped) else 'stopped by SIGINT'
+    if 'torch' not in sys.modules:  # a tool that does not need it
+        print(message, file=sys.stderr)
         sys.exit(code)
     from utils import distributed
 
     if distributed.claim_failure():
-        print(stop if isinstance(stop, Stopped) else 'stopped by SIGINT', file=sys.stderr)
+        print(message, file=sys.stderr)
     leave(code)
 
 

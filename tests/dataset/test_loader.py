@@ -1,6 +1,5 @@
 """Workers of data loaders: they end with the main process, however it ends, and leave signals to it."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -10,18 +9,21 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.loader import create_loader, die_with_parent
+from tests.dataset.groups import CONTEXT, check_gone, members
 from tests.processes import run_python
 
-CONTEXT = multiprocessing.get_context('fork')
+KEPT = []  # what is not to be collected before the end of a process
 
 
 class Slow(Dataset):
     """An example takes some seconds; it is the process that made it, its threads, and the signals that it ignores."""
 
-    def __init__(self, seconds=0.0):
-        self.seconds = seconds
+    def __init__(self, seconds=0.0, begun=None):
+        self.seconds, self.begun = seconds, begun
 
     def __getitem__(self, index):
+        if self.begun:
+            self.begun.release()
         time.sleep(self.seconds)
         ignored = {number for number in signal.Signals if signal.getsignal(number) is signal.SIG_IGN}
         return os.getpid(), torch.get_num_threads(), ignored
@@ -30,55 +32,9 @@ class Slow(Dataset):
         return examples[0]
 
 
-def two_workers(seconds=0.0):
-    """A loader of four batches with two persistent workers."""
-    return create_loader(Slow(seconds), [[0], [1], [2], [3]], 2, torch.device('cpu'))
-
-
-def members(group):
-    """The processes of a group that run."""
-    found = []
-    for name in filter(str.isdecimal, os.listdir('/proc')):
-        try:
-            with open(f'/proc/{name}/stat') as file:
-                state, _, of_group = file.read().rpartition(')')[2].split()[:3]
-        except OSError:
-            continue
-        if int(of_group) == group and state != 'Z':
-            found.append(int(name))
-    return found
-
-
-def check_gone(group, seconds):
-    deadline = time.monotonic() + seconds
-    while members(group) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    left = members(group)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
-@pytest.fixture
-def start():
-    """A function that runs another, with a connection to the test, in a process with a group of its own."""
-    children = []
-
-    def start(function, *args):
-        ours, theirs = multiprocessing.Pipe()
-
-        def main():
-            os.setsid()
-            function(theirs, *args)
-
-        children.append(CONTEXT.Process(target=main))
-        children[-1].start()
-        return children[-1], ours
-
-    yield start
-    for child in children:
-        child.kill()
-        child.join()
+def two_workers(seconds=0.0, begun=None):
+    """A loader of four batches with two persistent workers; `begun`, a semaphore, counts the examples begun."""
+    return create_loader(Slow(seconds, begun), [[0], [1], [2], [3]], 2, torch.device('cpu'))
 
 
 # ---- signals ----
@@ -115,18 +71,25 @@ def test_workers_outlive_the_signals_of_a_scheduler(start):
 
 
 def begin_an_epoch(connection):
-    loader = two_workers(seconds=60)  # a worker that waits for work would notice by itself, after five seconds
+    begun = CONTEXT.Semaphore(0)
+    loader = two_workers(60, begun)  # a worker that waits for work would notice by itself, after five seconds
     connection.send('workers start')
-    next(iter(loader))
+    KEPT.append(iter(loader))
+    begun.acquire()
+    begun.acquire()
+    connection.send('in two examples')
+    time.sleep(60)
 
 
-@pytest.mark.parametrize('seconds', [0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.5])
+@pytest.mark.parametrize('seconds', [0, 0.002, 0.005, 0.01, 0.02, 0.05, None])
 def test_no_worker_survives_a_killed_main_process(start, seconds):
-    """While the workers start, and while they are in an example."""
+    """While the workers start, and (None) while they are in an example."""
     child, connection = start(begin_an_epoch)
     assert connection.poll(20)
-    time.sleep(seconds)
-    assert len(members(child.pid)) == 3 or seconds < 0.5
+    time.sleep(seconds or 0)
+    while seconds is None and connection.poll(20) and connection.recv() != 'in two examples':
+        pass
+    assert len(members(child.pid)) == 3 or seconds is not None
     child.kill()
     child.join()
     check_gone(child.pid, 1)
@@ -162,12 +125,16 @@ def test_a_worker_that_starts_after_the_death_of_the_main_process_ends_at_once(s
 
 
 def end_with_workers(connection, seconds):
-    loader = two_workers(seconds)
+    begun = CONTEXT.Semaphore(0)
+    loader = two_workers(seconds, begun)
     workers = iter(loader)
-    if not seconds:
+    if seconds:
+        begun.acquire()
+        begun.acquire()
+    else:
         list(workers)
+    KEPT.append(workers)
     connection.send('ends')
-    globals()['kept'] = loader, workers  # not collected before the end
 
 
 @pytest.mark.parametrize('seconds', [0, 60])

@@ -57,7 +57,8 @@ def test_table_of_nlvr_and_vqa(tmp_path, capsys):
 
 @pytest.mark.parametrize('text, message', [
     (None, 'log.txt does not exist'), ('', 'is empty'), ('3\n', 'line 1: not a JSON object'),
-    ('{"epoch": 0}\n{"epo', 'line 2: not a JSON object'),
+    ('{"epoch": 0}\n{"epo', 'line 2: not a JSON object'), ('[' * 100_000, 'line 1: not a JSON object'),
+    ('{"epoch": ' + '9' * 5000 + '}', 'line 1: not a JSON object'),
 ])  # fmt: skip
 def test_a_bad_log_is_named(tmp_path, text, message):
     if text is not None:

@@ -9,6 +9,7 @@ import torch
 
 from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer, weights_folder
 from tests.reference import load_json
+from utils.errors import InputError
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +47,36 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         FileNotFoundError, match='--text_encoder no/such-model: no such folder, and the tokenizer could'
     ):
         create_tokenizer('no/such-model')
+
+
+@pytest.mark.parametrize(
+    'files, message',
+    [
+        ({'vocab.txt': b''}, r'lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]; give the vocabulary of a BERT'),
+        ({'vocab.txt': b'[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n'}, r'its vocabulary lacks \[MASK\]'),
+        ({'vocab.txt': b'[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n'}, 'line 6 of vocab.txt occurs again'),
+        ({'vocab.txt': bytes(range(256))}, r'its tokenizer files cannot be read \(.*UTF-8'),
+        ({'tokenizer.json': b'{"a": '}, 'its tokenizer files cannot be read'),
+        ({'tokenizer.json': b'{}'}, 'its tokenizer files cannot be read'),
+        ({'tokenizer.json': b'[1]', 'vocab.txt': b'[PAD]\n'}, 'its tokenizer files cannot be read'),
+        ({'tokenizer_config.json': b'{', 'vocab.txt': b'[PAD]\n'}, 'its tokenizer files cannot be read'),
+        ({}, 'it has neither vocab.txt nor tokenizer.json'),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f'--text_encoder {tmp_path}: .*{message}'):
+        create_tokenizer(str(tmp_path))
+
+
+def test_a_file_or_a_folder_instead_of_a_vocabulary_is_named(tmp_path):
+    (tmp_path / 'vocab.txt').mkdir()
+    with pytest.raises(InputError, match='it has neither vocab.txt nor tokenizer.json'):
+        create_tokenizer(str(tmp_path))
+    (tmp_path / 'a.txt').touch()
+    with pytest.raises(InputError, match='a.txt: it is a file; give the folder with the tokenizer files'):
+        create_tokenizer(str(tmp_path / 'a.txt'))
 
 
 def test_a_packed_tokenizer_is_the_same(tokenizer):

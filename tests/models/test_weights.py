@@ -1,6 +1,9 @@
 """Weights from files: every key is loaded or reported, or the file is refused."""
 
 import argparse
+import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from models.weights import load_bert, load_deit, load_pretrain, load_state, mode
 from models.xbert import BertConfig, create_bert
 from tests.helpers import albef_state, reference_model, reference_state, tensor
 from tests.reference import load_reference
+from utils.errors import InputError
 
 
 def test_position_embeddings_are_resized_as_officially():
@@ -68,11 +72,47 @@ def test_other_content_of_official_files_is_read(tmp_path):
 def test_files_without_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no such file'):
         read_checkpoint(tmp_path / 'none.pth')
-    (tmp_path / 'half.pth').write_bytes(b'PK\x03\x04 half a file')
-    with pytest.raises(ValueError, match='not a readable checkpoint'):
+    with pytest.raises(InputError, match='it is a folder; give a file in it'):
+        read_checkpoint(tmp_path)
+    torch.save({'model': {'w': torch.ones(100)}}, tmp_path / 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    for content in (b'PK\x03\x04 half a file', whole[: len(whole) // 2], whole[:-9], b'hello\n' * 9, b'{"a": 1}'):
+        (tmp_path / 'half.pth').write_bytes(content)
+        message = r'half.pth: not a readable checkpoint \(damaged, incomplete, or of another kind\); copy or download'
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(tmp_path / 'half.pth')
+    (tmp_path / 'half.pth').write_bytes(b'')
+    with pytest.raises(InputError, match=r'not a readable checkpoint \(it is empty\)'):
         read_checkpoint(tmp_path / 'half.pth')
-    with pytest.raises(ValueError, match='has no model weights'):
-        model_state({'epoch': 3}, 'f.pth')
+    for content in ({'epoch': 3}, {'model': {}}, {'model': {1: torch.ones(2)}}, {'model': {'a': 3}}, [1], None):
+        with pytest.raises(InputError, match='has no model weights'):
+            model_state(content, 'f.pth')
+
+
+def test_python_objects_in_a_file_are_named(tmp_path):
+    torch.save({'model': {'w': torch.ones(2)}, 'hook': os.system}, tmp_path / 'a.pth')
+    with pytest.raises(InputError, match='a.pth: it contains the Python object (posix|nt).system.*; if you trust'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path):
+    weight = torch.arange(500.0)
+    torch.save({'model': {'w': weight}}, tmp_path / 'a.pth')
+    content = bytearray((tmp_path / 'a.pth').read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 1001] ^= 4
+    (tmp_path / 'a.pth').write_bytes(content)
+    with pytest.raises(InputError, match=r'a.pth: the file is damaged \(the checksum of .* is wrong\); copy'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(dtype, value):
+    state = {name: torch.ones(2, 3, dtype=dtype) for name in 'abc'} | {'ids': torch.arange(3)}
+    assert model_state({'model': state}, 'f.pth').keys() == state.keys()
+    state['b'][1, 2] = state['c'][0, 0] = value
+    with pytest.raises(InputError, match='--checkpoint f.pth: 2 of 4 tensors are not finite, the first is b; '):
+        model_state({'model': state}, 'f.pth')
 
 
 SMALL = {
@@ -116,6 +156,25 @@ def test_text_layers_equal_those_of_transformers(bert_folder):
     expected = theirs(ids, attention_mask=mask).last_hidden_state
     found = ours.eval().bert(ids, mask, mode='text')
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_damaged_bert_weights_are_refused(bert_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(bert_folder, tmp_path, dirs_exist_ok=True)
+    file, encoder = tmp_path / 'model.safetensors', create_bert(BertConfig(**SMALL, fusion_layer=1, encoder_width=8))
+    state = load_file(file)
+    state['encoder.layer.0.output.dense.bias'][3] = math.nan
+    save_file(state, file, {'format': 'pt'})
+    message = r'1 of \d+ tensors are not finite, the first is bert.encoder.layer.0.output.dense.bias'
+    with pytest.raises(InputError, match=message):
+        load_bert(encoder, str(tmp_path))
+    file.write_bytes(b'half a file')
+    with pytest.raises(InputError, match='--text_encoder .*: its weights cannot be read .*; copy or download'):
+        load_bert(encoder, str(tmp_path))
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(InputError, match='--text_encoder .*: its config.json is not that of a model'):
+        load_bert(encoder, str(tmp_path))
 
 
 def test_bert_of_another_width_is_refused(bert_folder):

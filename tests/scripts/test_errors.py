@@ -12,18 +12,11 @@ import torch
 from dataset.grit.grouping import generator_for
 from tests.helpers import read_rows, write_rows
 from tests.processes import run_python, run_script
-from tests.tiny import arguments
+from tests.tiny import SCRIPTS, arguments
 from utils import distributed
 from utils.entry import run_main
 from utils.errors import InputError
 
-SCRIPTS = {
-    'pretrain': 'Pretrain',
-    'retrieval': 'Retrieval',
-    'nlvr_pretrain': 'Pretrain_nlvr',
-    'nlvr': 'NLVR',
-    'vqa': 'VQA',
-}
 MODULES = {name: importlib.import_module(name) for name in (*SCRIPTS.values(), 'predict', 'demo')}
 
 
@@ -92,9 +85,9 @@ def test_a_bug_before_the_processes_meet_keeps_its_traceback(tmp_path, monkeypat
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--seed', '-1'], "argument --seed: '-1' is not an integer of at least 0"),
+        (['--seed', '-1'], "argument --seed: '-1' is not an integer from 0 to 9223372036854775807"),
         (['--device', 'meta'], '--device meta: there is no such device; give cuda or cpu'),
-        (['--output_dir', 'README.md'], "--output_dir 'README.md' cannot be created"),
+        (['--output_dir', 'README.md'], "--output_dir 'README.md' cannot be used (File exists)"),
         (['--config', 'configs'], 'configs is a folder, not a YAML file'),
     ],
 )

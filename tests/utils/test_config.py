@@ -1,10 +1,13 @@
 """The configuration: one table of keys, one clear error for every mistake."""
 
+import math
+import os
+
 import pytest
 
 from tests.processes import run_python
 from utils.config import apply_overrides, read_bert_config, read_yaml, resolve, write_yaml
-from utils.config_keys import BERT, KEYS, SECTIONS
+from utils.config_keys import BERT, KEYS, MOST_WORKERS, SECTIONS, boolean, boolean_or_names
 
 BASE = 'configs/shapes/Pretrain.yaml'
 
@@ -53,7 +56,19 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
         ('bert_config.hidden_size=abc', "bert_config.hidden_size must be an integer of at least 1, not 'abc'"),
         ('bert_config.num_attention_heads=0', 'bert_config.num_attention_heads must be an integer of at least 1'),
         ('bert_config.num_hidden_layers=1.5', 'bert_config.num_hidden_layers must be an integer'),
-        ('bert_config.hidden_dropout_prob=2', 'bert_config.hidden_dropout_prob must be a number from 0 to 1'),
+        ('bert_config.hidden_dropout_prob=1', 'bert_config.hidden_dropout_prob must be a number from 0 to below 1'),
+        ('bert_config.num_hidden_layers=1001', 'bert_config.num_hidden_layers must be at most 1000, not 1001'),
+        ('bert_config={base: [1]}', 'bert_config.base must be a path, not [1]'),
+        ("bert_config={base: ''}", "bert_config.base must be a path, not ''"),
+        ('vit.mlp_ratio=1.0e30', 'vit.mlp_ratio must be a number above 0, at most 1000'),
+        ('batch_size=2147483648', 'batch_size must be at most 2147483647'),
+        ('num_workers=10000', f'num_workers must be at most {MOST_WORKERS}, not 10000'),
+        ('temp=0', 'temp must be a finite number above 0, not 0'),
+        ('schedular.epochs=0', 'schedular.epochs must be an integer of at least 1, not 0'),
+        ('train_file="a\\0b"', 'train_file must be a path or a list of paths'),
+        ('image_res=2020-13-45', "--set image_res=2020-13-45: '2020-13-45' is not a YAML value"),
+        ('flip=!!bool x', 'is not a YAML value'),
+        ('image_res=' + '[' * 1500, 'is not a YAML value'),
         ('bert_config.hidden_act=relu', 'bert_config.hidden_act must be one of gelu'),
         ('=5', '--set =5: write it as key=value'),
         ('.x=5', '--set .x=5: write it as key=value'),
@@ -66,6 +81,30 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
 def test_mistakes_are_named(override, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace('[', r'\[')):
         resolved(override)
+
+
+EVERY_KEY = [(name, key) for keys in (KEYS, BERT, *SECTIONS.values()) for name, key in keys.items()]
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, -(10**400)])
+def test_no_key_takes_a_number_that_is_not_finite(value):
+    for name, key in EVERY_KEY:
+        with pytest.raises(ValueError, match='must be'):
+            pytest.fail(f'{name} takes {key.check(value)}')
+
+
+def test_no_boolean_is_a_word():
+    booleans = [key for _, key in EVERY_KEY if key.check in (boolean, boolean_or_names)]
+    assert len(booleans) > 10
+    for key in booleans:
+        for word in ('true', 'no', 1, ''):
+            with pytest.raises(ValueError, match='must be true'):
+                key.check(word)
+
+
+def test_a_sane_number_of_workers_is_never_refused():
+    for workers in (0, 1, 16, 64, 8 * os.cpu_count()):
+        assert resolved(f'num_workers={workers}')[0]['num_workers'] == workers
 
 
 def test_keys_of_other_tasks_are_kept_and_named():
@@ -110,6 +149,9 @@ def test_files_that_are_no_configuration(tmp_path):
         (b'a: [1, 2', 'not valid YAML'),
         (b'- a\n', 'mapping'),
         (b'a: caf\xe9\n', 'not valid YAML'),
+        (b'a: 2020-13-45\n', 'not valid YAML'),
+        (b'[' * 1500, 'not valid YAML'),
+        (b'', 'mapping'),
     ):
         (tmp_path / 'some.yaml').write_bytes(content)
         with pytest.raises(ValueError, match=f'some.yaml: .*{message}'):

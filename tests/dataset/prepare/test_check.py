@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dataset.annotations import load_annotations
 from dataset.prepare import examine
+from tests.dataset.groups import check_gone
 from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 
 
@@ -199,6 +201,30 @@ def test_an_interrupted_check_continues(tmp_path, monkeypatch):
     run(*arguments)
     assert sorted(seen[10:]) == [f'{i}.jpg' for i in (0, 1, 2, 3, 4, 5, 6, 9)]  # 6 was incomplete, 9 was bad
     assert read(clean) == rows and not journal.exists()
+
+
+def examine_slowly(connection, folder):
+    def open_slowly(path, **options):
+        connection.send(os.getpid())
+        time.sleep(60)
+
+    examine.open_image = open_slowly
+    list(examine.examine_all([f'{folder}/{i}.jpg' for i in range(2 * examine.PER_TASK)], 2))
+
+
+def test_no_process_survives_a_killed_check(tmp_path, start):
+    child, connection = start(examine_slowly, tmp_path)
+    assert len({connection.recv(), connection.recv()}) == 2
+    child.kill()
+    child.join()
+    check_gone(child.pid, 1)
+
+
+def test_what_is_not_a_file_is_a_bad_image(tmp_path):
+    os.mkfifo(tmp_path / 'a.jpg')
+    (tmp_path / 'b.jpg').symlink_to('/dev/zero')
+    for name in ('a.jpg', 'b.jpg'):
+        assert 'it is a pipe or a device' in examine.examine(str(tmp_path / name)).reason
 
 
 def test_an_image_that_kills_the_decoder_is_one_bad_image(tmp_path, monkeypatch):

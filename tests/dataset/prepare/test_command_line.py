@@ -1,5 +1,6 @@
 """`python -m dataset.prepare` as a program: help, one line for an error, what it refuses."""
 
+import os
 import subprocess
 import sys
 
@@ -50,6 +51,8 @@ def test_debug_shows_the_traceback(tmp_path):
         ('', 'is not complete JSON'),
         ('{"images": [{"sentences"', 'is not complete JSON'),
         ('[1, 2]', "has no 'images'"),
+        ('[' * 100_000, 'cannot be read (maximum recursion depth exceeded'),
+        (f'{{"images": {"9" * 5000}}}', 'cannot be read (Exceeds the limit'),
         ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
         ('{"images": [], "annotations": [{"caption": "x"}]}', "has no 'image_id'"),
     ],
@@ -63,6 +66,8 @@ def test_a_bad_exclude_file_is_refused(tmp_path, karpathy):
     assert 'names no image' in refuse(*command, write(tmp_path / 'empty.txt', '\n'))
     assert 'is not an object' in refuse(*command, write(tmp_path / 'a.json', {'images': [1]}))
     assert "has no 'id'" in refuse(*command, write(tmp_path / 'a.json', {'images': [{}]}))
+    os.mkfifo(tmp_path / 'pipe.json')
+    assert 'it is a pipe or a device' in refuse(*command, tmp_path / 'pipe.json')
     (tmp_path / 'latin1.txt').write_bytes(b'caf\xe9.jpg\n')
     assert 'is not UTF-8 text' in refuse(*command, tmp_path / 'latin1.txt')
 
