@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test shapes-checkpoint lint format clean
+.PHONY: demo test soak shapes-checkpoint lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python demo.py --setup_seconds "$$(cat $(VENV)/.ready)"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Random kills of all five scripts: make soak KILLS=1000 SEED=7
+KILLS ?= 40
+SEED ?= 0
+soak: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 # A longer pre-training than the demo's, for fine-tuning on the synthetic dataset: output/shapes_checkpoint/checkpoint_15.pth
 shapes-checkpoint: $(VENV)/.ready

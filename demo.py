@@ -87,7 +87,9 @@ def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
 
 def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> float:
     """Zero-shot retrieval before GRIT began and at the end, with a page. Returns the seconds it took."""
-    paths = sorted(pretrain.glob('checkpoint_[0-9]*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    from utils.checkpoint import epoch_files  # imports torch, which the other steps import in their own processes
+
+    paths = epoch_files(pretrain)
     folder, seconds = OUTPUT / 'zero_shot', 0.0
     (folder / 'log.txt').unlink(missing_ok=True)  # an interrupted demo evaluates again
     command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--output_dir', str(folder)]

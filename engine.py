@@ -239,6 +239,7 @@ class TrainingRun:
         self.sampler.set_epoch(0, PositionSampler(self.plan.order, self.batch_size))
         for batch in self.loader:
             yield move_batch(batch, self.device)
+            self.bad_images.record(batch['bad'])
 
     def _save_inside_epoch(self, next_step: int) -> None:
         """Write checkpoint_step.pth every `save_every` steps of the run, but not at the end of an epoch; or to stop."""

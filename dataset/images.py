@@ -86,12 +86,15 @@ class EncodedImage:
     def header(self) -> Image.Image:
         """Pillow's image, not decoded."""
         try:
-            return Image.open(io.BytesIO(self.data))
+            image = Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError:
             page = self.data[:512].lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<')
             raise self._bad('it is an HTML or XML page' if page else 'it is of no known image format') from None
         except Exception as error:  # Pillow's decoders raise almost any exception for invalid bytes
             raise self._bad(error) from error
+        if image.format == 'EPS':
+            raise self._bad('it is a PostScript program, which would be run to draw it')
+        return image
 
     def decode(self, reduce: int = 1, box: Box | None = None) -> np.ndarray:
         """Decode the image -> [H, W, 3] uint8, RGB.

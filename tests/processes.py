@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -126,6 +127,18 @@ class SignalAt:
             return self.function(*args, **kwargs)
 
         setattr(self.owner, self.name, signaling)
+
+
+class SignalAfter:
+    """Send a signal to the process some seconds after its start."""
+
+    def __init__(self, seconds, number):
+        self.seconds, self.number = seconds, number
+
+    def install(self):
+        timer = threading.Timer(self.seconds, os.kill, (os.getpid(), self.number))
+        timer.daemon = True
+        timer.start()
 
 
 def _script(script, argv, environment, paths, fault):

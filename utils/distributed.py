@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from utils.errors import InputError
+from utils.interrupts import end_at_once
 
 T = TypeVar('T')
 NCCL_LATER = datetime.timedelta(minutes=5)  # NCCL's watchdog ends a process without a word: gloo shall be first
@@ -37,24 +39,30 @@ def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
     for name in ('RANK', 'LOCAL_RANK'):
         _announced(name)
     timeout, _patience = datetime.timedelta(minutes=minutes), min(PATIENCE, 60 * minutes)
+    with end_at_once():  # while a process waits for others that may never come
+        store, own_rank, processes = _meet(args.dist_url, timeout)
+        # A launcher that restarts its processes keeps its store, with the keys of the attempts that failed.
+        _store = dist.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+        device = choose_device(args.device)  # with a store: one rank alone may have no device, and must say so
+        on_gpu = device.type == 'cuda'
+        dist.init_process_group(
+            'cpu:gloo,cuda:nccl' if on_gpu else 'gloo',
+            store=_store,
+            rank=own_rank,
+            world_size=processes,
+            timeout=timeout + NCCL_LATER if on_gpu else timeout,
+        )
+        _hosts = dist.new_group(backend='gloo', timeout=timeout)
+    return device
+
+
+def _meet(url: str, timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """Wait for all processes -> (a store that they share, own rank, number of processes)."""
     try:
-        store, own_rank, processes = next(dist.rendezvous(args.dist_url, timeout=timeout))
+        return next(dist.rendezvous(url, timeout=timeout))
     except (ValueError, RuntimeError, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'the processes cannot meet ({reason}); start them with torch.distributed.launch') from None
-    # A launcher that restarts its processes keeps its store, with the keys of the attempts that failed.
-    _store = dist.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
-    device = choose_device(args.device)  # after the store exists: one rank alone may have no device, and must say so
-    on_gpu = device.type == 'cuda'
-    dist.init_process_group(
-        'cpu:gloo,cuda:nccl' if on_gpu else 'gloo',
-        store=_store,
-        rank=own_rank,
-        world_size=processes,
-        timeout=timeout + NCCL_LATER if on_gpu else timeout,
-    )
-    _hosts = dist.new_group(backend='gloo', timeout=timeout)
-    return device
 
 
 def _announced(name: str, default: int | None = None) -> int:
@@ -95,12 +103,12 @@ def _silent_ranks() -> list[int]:
     others = [other for other in range(world_size()) if other != rank()]
     _ask_store(lambda: _store.set(f'waits/{rank()}', '1'))
     while others and time.monotonic() < deadline:
-        answer = _ask_store(lambda: [other for other in others if not _store.check([f'waits/{other}'])])
-        if answer is None:
+        waits = _ask_store(partial(_store.check, [f'waits/{others[0]}']))
+        if waits is None:
             return [0]  # which hosts the store, if there is no launcher
-        others = answer or []
+        others = others[1:] if waits else [*others[1:], others[0]]
         time.sleep(0.1)
-    return others
+    return sorted(others)
 
 
 def claim_failure() -> bool:

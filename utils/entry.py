@@ -99,4 +99,14 @@ def user_message(error: BaseException) -> str | None:
         path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
         remedy = REMEDIES.get(error.errno)
         return f'{path}: {error.strerror}' + (f'; {remedy}' if remedy else '')
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # the second is torch's
+        what = 'the memory' if isinstance(error, MemoryError) else "the GPU's memory"
+        return f'{what} is not enough; set a smaller batch size or grad_checkpointing: true, and go on with --resume'
+    if isinstance(error, RuntimeError) and (
+        match := re.search(r'DataLoader worker .*killed by signal: (.*)', str(error))
+    ):
+        return (
+            f'a loader process was ended by a signal ({match[1].strip()}), perhaps for its memory; set fewer '
+            'num_workers and go on with --resume'
+        )
     return None

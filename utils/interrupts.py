@@ -6,7 +6,7 @@ While something is in progress that must not be torn, such as a step, a signal i
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,16 +32,31 @@ def handle_signals() -> Iterator[None]:
     """Handle the signals inside the block, in the main thread; elsewhere they act as before."""
     global _requested, _deferred
     _requested, _deferred = 0, False
+    with _handled_by(_note):
+        try:
+            yield
+        finally:
+            _requested, _deferred = 0, False
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Inside the block a signal ends the process at once, without a line: for calls that wait without Python's help."""
+    with _handled_by(signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable | signal.Handlers) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _requested, _deferred = 0, False
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def requested() -> int:

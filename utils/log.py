@@ -26,12 +26,6 @@ def print_rank0(*words: object) -> None:
         sys.stdout.flush()
 
 
-def print_gathered(lines: list[str]) -> None:
-    """Print the lines of every rank on rank 0, in rank order (a collective)."""
-    for line in sum(distributed.gather_objects(lines) or [], []):
-        print_rank0(line)
-
-
 def memory_used(device: torch.device) -> str:
     """Peak memory as a string: the GPU's on a GPU, else the process's."""
     if device.type == 'cuda':

@@ -128,6 +128,7 @@ def test_damage_inside_a_jpeg_gives_the_pixels_that_pillow_makes_of_it(read):
 BAD = {
     'empty': (b'', 'empty'),
     'HTML': (b'\n <!DOCTYPE html><html><body>Not found</body></html>', 'HTML or XML page'),
+    'PostScript': (encode(picture(), 'EPS'), 'PostScript program'),
     'text': (b'gone' * 100, 'no known image format'),
     'JPEG cut off in its header': (encode(picture(), JPEG)[:100], 'Truncated|no known'),
     'PNG cut off in its header': (encode(picture(), 'PNG')[:20], 'Truncated|no known'),

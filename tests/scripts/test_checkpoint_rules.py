@@ -62,7 +62,9 @@ def refused(task, shapes, folder, *settings, flags=(), match):
 
 @pytest.mark.parametrize('task', SCRIPTS)
 def test_a_new_run_does_not_overwrite_an_earlier_one(shapes, copy_of, task):
-    refused(task, shapes, copy_of(task), *one_epoch(task), match=r'holds checkpoint_\w+.pth of an earlier run; --resume')
+    refused(
+        task, shapes, copy_of(task), *one_epoch(task), match=r'holds checkpoint_\w+.pth of an earlier run; --resume'
+    )
 
 
 @pytest.mark.parametrize('task, other', [('retrieval', 'pretrain'), ('pretrain', 'nlvr'), ('vqa', 'retrieval')])
@@ -126,7 +128,6 @@ def drop_the_start(path):
     torch.save(content, path)
 
 
-
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-2000])
 
@@ -175,7 +176,11 @@ def permuted_vocabulary(shapes, folder):
         if name != 'vocab.txt':
             os.remove(folder / 'vocab' / name)
     (folder / 'vocab' / 'vocab.txt').write_text('\n'.join(words) + '\n')
-    return [], ['--text_encoder', str(folder / 'vocab')], r'vocabulary was \d+ tokens with digest \w+ and is now \d+ tokens'
+    return (
+        [],
+        ['--text_encoder', str(folder / 'vocab')],
+        r'vocabulary was \d+ tokens with digest \w+ and is now \d+ tokens',
+    )
 
 
 def other_rows(name):

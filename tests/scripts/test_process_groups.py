@@ -1,7 +1,6 @@
 """Several processes: another number of them, restarts by the launcher, one that stops to answer, one that dies."""
 
 import importlib
-import os
 import signal
 import textwrap
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import differing, examples_of, read_log, read_pth, state_of_run
-from tests.processes import DieAt, SignalAt, check_run, free_port, run_python, run_script
+from tests.processes import DieAt, SignalAfter, SignalAt, check_run, free_port, run_python, run_script
 from tests.tiny import SCRIPTS, arguments
 from utils.errors import InputError
 
@@ -139,6 +138,13 @@ def test_a_process_that_dies_without_a_word_is_reported(shapes, tmp_path):
     assert outcomes[1][0] == -signal.SIGKILL
     code, _, err = outcomes[0]
     assert code == 2 and err.count('\n') == 1 and 'another process ended without a message' in err
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others(shapes, tmp_path):
+    """The other process ended before they met."""
+    faults = {0: SignalAfter(3, signal.SIGTERM), 1: SignalAfter(0, signal.SIGKILL)}
+    outcomes = run_script('NLVR.py', arguments('nlvr', shapes, tmp_path / 'out'), tmp_path, 2, faults=faults)
+    assert [code for code, _, _ in outcomes] == [-signal.SIGTERM, -signal.SIGKILL]
 
 
 @pytest.mark.parametrize(

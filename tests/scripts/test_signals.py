@@ -13,8 +13,15 @@ import torch
 
 import utils.checkpoint
 from tests.helpers import differing, read_log, read_pth, state_of_run
-from tests.processes import DieAt, SignalAt, check_run, group_environment, free_port, launch, run, run_script, tail
-from tests.processes import KILLED, ROOT
+from tests.processes import (
+    KILLED,
+    ROOT,
+    DieAt,
+    SignalAt,
+    check_run,
+    run,
+    run_script,
+)
 from tests.tiny import SCRIPTS, arguments
 
 MODULES = {task: importlib.import_module(name) for task, name in SCRIPTS.items()}
@@ -72,7 +79,9 @@ def test_a_signal_while_the_last_checkpoint_of_an_epoch_is_written(shapes, tmp_p
 
 
 @pytest.mark.parametrize('end', ['signal', 'kill', 'bad row'])
-@pytest.mark.parametrize('task, metric', [('nlvr', 'nlvr_metrics'), ('retrieval', 'retrieval_recall'), ('vqa', 'accuracy_metrics')])
+@pytest.mark.parametrize(
+    'task, metric', [('nlvr', 'nlvr_metrics'), ('retrieval', 'retrieval_recall'), ('vqa', 'accuracy_metrics')]
+)
 def test_an_evaluation_that_ends_badly_costs_no_training(shapes, tmp_path, monkeypatch, task, metric, end):
     """The epoch's steps are not trained again, and the run ends as an uninterrupted one."""
     folder = tmp_path / 'run'
@@ -103,8 +112,14 @@ def start(argv, environment=None, **options):
     """Start Python in a process group of its own, with one thread."""
     environment = os.environ | {'OMP_NUM_THREADS': '1'} | (environment or {})
     return subprocess.Popen(
-        [sys.executable, *argv], cwd=ROOT, env=environment, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        [sys.executable, *argv],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
     )
 
 

@@ -4,6 +4,7 @@ import errno
 import sys
 
 import pytest
+import torch
 
 from tests.processes import run_script
 from utils.entry import run_main, user_message
@@ -65,6 +66,25 @@ def test_a_bug_keeps_its_traceback(end, capsys, error):
     with pytest.raises(type(error)) as raised:
         end(raising(error))
     assert raised.value is error and user_message(error) is None and capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    'error, words',
+    [
+        (MemoryError(), 'the memory is not enough; set a smaller batch size'),
+        (
+            torch.OutOfMemoryError('CUDA out of memory. Tried'),
+            "the GPU's memory is not enough; set a smaller batch size",
+        ),
+        (
+            RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed. '),
+            'a loader process was ended by a signal (Killed.), perhaps for its memory; set fewer num_workers',
+        ),
+    ],
+)
+def test_what_lacks_memory_is_one_line(end, error, words):
+    code, printed = end(raising(error))
+    assert code == 2 and printed.startswith(f'error: {words}') and printed.count('\n') == 1
 
 
 def test_debug_keeps_the_traceback(end, monkeypatch, capsys):
