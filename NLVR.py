@@ -25,6 +25,7 @@ from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
+from utils.finite import require_finite
 from utils.log import print_rank0
 from utils.setup import autocast, finish_evaluation, script, start, to_device, unwrap
 
@@ -48,6 +49,7 @@ def predict(model, dataset, loader, config, device):
     blank.report()
     index, logits = (torch.cat(distributed.all_gather_tensors(torch.cat(parts))) for parts in (index, logits))
     assert len(index) == len(dataset)
+    require_finite(dataset.split, logits)
     return logits[index.argsort()]
 
 

@@ -27,6 +27,7 @@ from utils import distributed
 from utils.arguments import add_flag, create_parser
 from utils.entry import run_main
 from utils.errors import InputError
+from utils.finite import require_finite
 from utils.log import Progress, print_rank0
 from utils.setup import autocast, finish_evaluation, one_thread, script, start, to_device, unwrap
 
@@ -68,6 +69,7 @@ def evaluate(model, splits, config, device, page=None):
     for name, (dataset, loader) in splits.items():
         started = time.perf_counter()
         scores = score(model, dataset, loader, config, device)
+        require_finite(name, *scores)
         if distributed.is_main():
             truth = dataset.txt2img, dataset.img2txt
             reranked = retrieval_recall(scores.i2t, scores.t2i, *truth)

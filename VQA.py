@@ -26,6 +26,7 @@ from utils import distributed
 from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.errors import InputError
+from utils.finite import require_finite
 from utils.log import Progress, print_rank0
 from utils.setup import autocast, finish_evaluation, one_thread, script, start, to_device, unwrap
 
@@ -45,7 +46,8 @@ def predict(model, questions, loader, answers, config, device):
         blank.record(batch['bad'])
         moved = move_batch(batch, device)
         with one_thread(device), autocast(device, config):
-            ids, _ = unwrap(model).rank_answers(moved['image'], moved['question'], tokens, k)
+            ids, probability = unwrap(model).rank_answers(moved['image'], moved['question'], tokens, k)
+        require_finite(questions.split, probability)
         predicted |= zip(batch['index'].tolist(), ids[:, 0].tolist(), strict=True)
         if progress.due(step):
             progress.report(step)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.errors import InputError
+
 LAG = 4  # steps on a GPU until the host looks at a result; it has long been computed by then
 
 
@@ -70,3 +72,12 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
     device = next(iter(floating.values())).device
     flags = torch.stack([value.isfinite().all().to(device, non_blocking=True) for value in floating.values()])
     return [name for name, finite in zip(floating, flags.tolist(), strict=True) if not finite]
+
+
+def require_finite(split: str, *scores: Tensor) -> None:
+    """InputError if a score of the split is not finite: a metric would be a number without meaning."""
+    if not all(part.isfinite().all() for part in scores):
+        raise InputError(
+            f'scores of {split} are not finite, although the weights are; evaluate with precision: fp32, and check the '
+            'checkpoint'
+        )

@@ -140,3 +140,23 @@ def test_weights_that_are_not_finite_are_never_saved(shapes, tmp_path, monkeypat
     with pytest.raises(InputError, match='are not finite at the end of epoch 0: the training diverged'):
         MAINS['nlvr_pretrain'](arguments('nlvr_pretrain', shapes, tmp_path, *settings))
     assert not list(tmp_path.glob('*.pth'))
+
+
+@pytest.mark.parametrize('task', ['retrieval', 'nlvr', 'vqa'])
+def test_scores_that_are_not_finite_give_no_metric(shapes, tmp_path, monkeypatch, task):
+    """With finite weights, as products in low precision may overflow."""
+    module = importlib.import_module(SCRIPTS[task])
+
+    def broken(model, device, config):
+        head = {'retrieval': 'itm_head', 'nlvr': 'cls_head', 'vqa': 'text_decoder.cls'}[task]
+        model.get_submodule(head).register_forward_hook(lambda module, inputs, out: out * math.nan)
+        return to_device(model, device, config)
+
+    to_device, select = module.to_device, ['--select_on', 'test'] if task == 'retrieval' else []
+    MAINS[task](arguments(task, shapes, tmp_path, *FEWER_STEPS[task], 'schedular.epochs=1', 'val_file=null', flags=select))
+    monkeypatch.setattr(module, 'to_device', broken)
+    flags = ['--evaluate', '--checkpoint', str(tmp_path / 'checkpoint_00.pth')]
+    before = read_log(tmp_path)
+    with pytest.raises(InputError, match='scores of test are not finite, although the weights are'):
+        MAINS[task](arguments(task, shapes, tmp_path, 'val_file=null', flags=flags))
+    assert read_log(tmp_path) == before
