@@ -6,6 +6,7 @@ A answers in the list.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -156,9 +157,14 @@ def read_answer_list(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise MissingFileError(f'answer_list: there is no file {path}; `python -m dataset.prepare vqa` makes one')
     answers = read_json(path, 'answer_list')
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+    if not isinstance(answers, list) or not answers or not all(map(is_text, answers)):
         raise InputError(f'answer_list: {path} must contain a list of strings, one or more')
     return answers
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value of JSON is a string that has a UTF-8 form: half an emoji has none."""
+    return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)
 
 
 def tokenize_answers(tokenizer, answers: Sequence[str], eos: str) -> Text:

@@ -37,8 +37,8 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
         tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
     except Exception as error:  # the library raises almost any exception for a damaged file
         raise InputError(
-            f'--text_encoder {name}: its tokenizer files cannot be read ({first_sentence(error)}); copy or download them '
-            'again'
+            f'--text_encoder {name}: its tokenizer files cannot be read ({first_sentence(error)}); copy or download '
+            'them again'
         ) from None
     size = _check_vocabulary(name, folder, tokenizer)
     cls = tokenizer.cls_token

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,23 +162,19 @@ def _without_stderr() -> Iterator[None]:
 
 def choose_device(name: str) -> torch.device:
     """torch.device by the name of `--device`; among several GPUs the one of LOCAL_RANK."""
-    if name.split(':')[0] == 'cuda' and not torch.cuda.is_available():
+    match = re.fullmatch(r'cpu|cuda(?::(\d+))?', name)
+    if not match:
+        raise InputError(f'--device {name}: there is no such device; give cuda, cuda:N or cpu')
+    if name == 'cpu' or not torch.cuda.is_available():
         return torch.device('cpu')
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ('cuda', 'cpu'):
-        raise InputError(f'--device {name}: there is no such device; give cuda or cpu')
-    if device.type == 'cuda' and device.index is None:
-        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-        if device.index >= torch.cuda.device_count():
-            raise InputError(
-                f'process {device.index} of this machine finds only {torch.cuda.device_count()} GPU(s); start at most '
-                'one process per GPU (--nproc_per_node)'
-            )
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
+    index = int(match[1] or os.environ.get('LOCAL_RANK', 0))
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f'GPU {index} is wanted, and this machine has only {torch.cuda.device_count()} GPU(s), counted from 0; '
+            'start at most one process per GPU (--nproc_per_node), or give another --device'
+        )
+    device = torch.device('cuda', index)
+    torch.cuda.set_device(device)
     return device
 
 

@@ -42,8 +42,10 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     Returns (config, device): the resolved configuration, and this process's device.
     """
     config, unused = resolve(task, apply_overrides(read_yaml(args.config), args.set), args.config)
-    if args.checkpoint and not os.path.isfile(args.checkpoint):
+    if args.checkpoint and not os.path.exists(args.checkpoint):
         raise MissingFileError(f'--checkpoint {args.checkpoint}: there is no such file')
+    if os.path.isdir(args.checkpoint):
+        raise InputError(f'--checkpoint {args.checkpoint} is a folder; give a file in it')
     device = distributed.init(args, config['collective_timeout'])
     seed_everything(args.seed)
     if device.type == 'cuda':  # the default of torch 1.8, with which the official results were made on A100s

@@ -153,7 +153,8 @@ def test_scores_that_are_not_finite_give_no_metric(shapes, tmp_path, monkeypatch
         return to_device(model, device, config)
 
     to_device, select = module.to_device, ['--select_on', 'test'] if task == 'retrieval' else []
-    MAINS[task](arguments(task, shapes, tmp_path, *FEWER_STEPS[task], 'schedular.epochs=1', 'val_file=null', flags=select))
+    settings = (*FEWER_STEPS[task], 'schedular.epochs=1', 'val_file=null')
+    MAINS[task](arguments(task, shapes, tmp_path, *settings, flags=select))
     monkeypatch.setattr(module, 'to_device', broken)
     flags = ['--evaluate', '--checkpoint', str(tmp_path / 'checkpoint_00.pth')]
     before = read_log(tmp_path)
