@@ -153,6 +153,7 @@ def main(argv=None):
             count, differing = compare(*outputs)
             compared += count
             found += [f'{processes} process(es): {line}' for line in differing]
+    found.sort(key=lambda line: ': only ' in line)  # other numbers first, then new keys and files
     print('\n'.join(found[:50]))
     print(f'{compared} files compared, {len(found)} differences')
     return 1 if found or not compared else 0
