@@ -4,13 +4,17 @@ While something is in progress that must not be torn, such as a step, a signal i
 `Stopped` at once.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGAIN = 0.05  # seconds
 _requested = 0  # the number of the signal that was noted
 _deferred = False
 
@@ -20,7 +24,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
 
 
 def name_of(number: int) -> str:
@@ -32,11 +36,22 @@ def handle_signals() -> Iterator[None]:
     """Handle the signals inside the block, in the main thread; elsewhere they act as before."""
     global _requested, _deferred
     _requested, _deferred = 0, False
+    hook = sys.unraisablehook
     with _handled_by(_note):
+        sys.unraisablehook = partial(_send_again, hook)
         try:
             yield
         finally:
+            sys.unraisablehook = hook
             _requested, _deferred = 0, False
+
+
+def _send_again(hook: Callable, ignored: 'sys.UnraisableHookArgs') -> None:
+    """Where Python ignores exceptions, as in `__del__`, a signal must come once more, a moment later."""
+    if isinstance(ignored.exc_value, Stopped):
+        threading.Timer(AGAIN, os.kill, (os.getpid(), ignored.exc_value.number)).start()
+    else:
+        hook(ignored)
 
 
 @contextmanager
