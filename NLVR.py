@@ -7,13 +7,18 @@ weights come from text assignment (Pretrain_nlvr.py), or directly from pre-train
         --config ./configs/NLVR.yaml --output_dir output/NLVR/ --checkpoint [NLVR-Pretrained checkpoint]
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 import json
 from functools import partial
 
 import torch
 
 from dataset.base import BlankImages
-from dataset.loader import evaluation_splits, move_batch
+from dataset.loader import evaluation_splits, fingerprints, move_batch
 from dataset.nlvr_dataset import NLVRDataset, NLVREvalDataset
 from engine import TrainingRun, find_checkpoint
 from evaluation.nlvr import nlvr_metrics
@@ -112,7 +117,9 @@ def main(argv=None):
 
     dataset = NLVRDataset(config, tokenizer, args.seed)
     sizes = {'batch_size': config['batch_size'], 'epochs': config['schedular']['epochs']}
-    run = TrainingRun('nlvr', model, dataset, args, config, device, metrics=('loss',), **sizes)
+    run = TrainingRun(
+        'nlvr', model, dataset, args, config, device, metrics=('loss',), **sizes, identity=fingerprints(splits)
+    )
     run.begin(resume_from)
 
     for epoch in run.epochs():

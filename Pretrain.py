@@ -8,6 +8,11 @@ and the hardest negatives of a mini-batch are really hard.
         --config ./configs/Pretrain.yaml --output_dir output/Pretrain/
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 import torch
 
 from dataset.caption_dataset import PretrainDataset
@@ -113,7 +118,7 @@ def parse_arguments(argv):
         default=False,
         type=boolean_or_folder,
         metavar='FOLDER',
-        help='epoch 0 has the order that a run saved in FOLDER (default: output_dir)',
+        help='epoch 0 has the order that a run saved in FOLDER; without one, that of total_indices.mat in output_dir',
     )
     add_flag(parser, '--mini_batch_shuffle_across_gpu', False, 'shuffle the mini-batches of all ranks together')
     return parser.parse_args(argv)

@@ -6,6 +6,11 @@ ITC ranks all texts for every image and all images for every text; ITM re-ranks 
         --config ./configs/Retrieval_coco.yaml --output_dir output/Retrieval_coco/ --checkpoint [Pretrained checkpoint]
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 import os
 import time
 from functools import partial
@@ -13,7 +18,7 @@ from functools import partial
 import torch
 
 from dataset.base import BlankImages
-from dataset.loader import evaluation_splits
+from dataset.loader import evaluation_splits, fingerprints
 from dataset.retrieval_dataset import TEXTS_PER_BATCH, RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.samplers import ShardBatches
 from engine import TrainingRun, find_checkpoint
@@ -177,6 +182,7 @@ def main(argv=None):
         metrics=METRICS,
         batch_size=config['batch_size_train'],
         epochs=config['schedular']['epochs'],
+        identity=fingerprints(splits),
     )
     run.begin(resume_from)
 

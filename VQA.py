@@ -9,13 +9,18 @@ the decoder ranks every answer of the list by its first token, and the best `k_t
 `python predict.py answer` answers a question about one image.
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from dataset.base import BlankImages
-from dataset.loader import evaluation_splits, move_batch
+from dataset.loader import evaluation_splits, fingerprints, move_batch
 from dataset.vqa_dataset import AnswerList, VQAEvalDataset, VQATrainingSet, read_answer_list
 from engine import TrainingRun, find_checkpoint
 from evaluation.vqa_results import accuracy_metrics, accuracy_table, check_results, write_results
@@ -151,8 +156,8 @@ def main(argv=None):
 
     dataset = VQATrainingSet(config, tokenizer, args.seed)
     sizes = {'batch_size': config['batch_size_train'], 'epochs': config['schedular']['epochs']}
-    state = {'answers': answers}
-    run = TrainingRun('vqa', model, dataset, args, config, device, metrics=('loss',), **sizes, state=state)
+    more = {'state': {'answers': answers}, 'identity': fingerprints(splits) | {'answer_list': answers.fingerprint()}}
+    run = TrainingRun('vqa', model, dataset, args, config, device, metrics=('loss',), **sizes, **more)
     run.begin(resume_from)
 
     for epoch in run.epochs():

@@ -3,6 +3,11 @@
 Every step is one command of this repository, printed before it runs; an interrupted step continues at the next call.
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 import json
 import math
 import shlex

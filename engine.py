@@ -68,6 +68,9 @@ def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
     With --evaluate there is nothing to continue; the checkpoint to resume is then the one to evaluate:
     `args.checkpoint`. InputError if a new run would overwrite an earlier one, or without anything to evaluate.
     """
+    for flag in ('elastic', 'force'):
+        if getattr(args, flag) and not args.resume:
+            raise InputError(f'--{flag}: needs --resume; add it, or drop the flag')
     if not (args.resume or args.evaluate):
         refuse_earlier_run(args.output_dir)
     resume_from = find_run(args.output_dir, task, args.checkpoint, args.elastic) if args.resume else None
@@ -81,7 +84,8 @@ class TrainingRun:
     """A run of one script: see the module's docstring.
 
     model: on its device, wrapped if several processes train it. metrics: the names that `log` takes. batch_size: per
-    process. epochs: how many to train. state: {name: object}, see invariant 2; each rank saves its own.
+    process. epochs: how many to train. state: {name: object}, see invariant 2; each rank saves its own. identity:
+    {name: words}, what a resumed run must find as it was, besides seed, vocabulary and training data.
 
     Attributes for the script: `plan` (`EpochPlan`), `steps` (per epoch), `epoch`, `step`.
     """
@@ -98,6 +102,7 @@ class TrainingRun:
         batch_size: int,
         epochs: int,
         state: Mapping[str, Any] | None = None,
+        identity: Mapping[str, str] | None = None,
     ):
         self.model, self.config, self.device = model, config, device
         self.args, self.folder, self.batch_size, self.num_epochs = args, args.output_dir, batch_size, epochs
@@ -111,7 +116,7 @@ class TrainingRun:
         self.is_finite = torch.tensor(True, device=device)  # [], whether the last gradient was
         self.results, self.skipped = finite.StepResults(device), 0
         self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
-        identity = {'seed': str(args.seed)} | dataset.identity()
+        identity = {'seed': str(args.seed), **dataset.identity(), **(identity or {})}
         self.parts = RunParts(task, model, self.optimizer, config, self.state, identity)
         self.status = Status()
         print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')

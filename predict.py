@@ -5,6 +5,11 @@
 Configuration, answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
 """
 
+import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
 import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any

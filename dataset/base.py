@@ -135,7 +135,8 @@ def allowed_of(images: float) -> float:
 class BlankImages:
     """The unreadable images of one evaluation of a split: they are listed, or the evaluation stops at more than 1 %.
 
-    One is always allowed. The share is relative to all images of the split, whatever the number of processes.
+    One is always allowed, but not if there is only one. The share is relative to all images of the split, whatever the
+    number of processes.
     """
 
     def __init__(self, dataset: EvalSet):
@@ -158,7 +159,7 @@ class BlankImages:
             print_rank0(f'evaluated with a blank image: {reason}')
 
     def _refuse_many(self, found: Sequence[tuple[int, str]], at_least: str = '') -> None:
-        if len(found) > allowed_of(self.total):
+        if len(found) > allowed_of(self.total) or len(found) == self.total:
             raise InputError(
                 f'{at_least}{len(found)} of the {self.total} images that the rows of {self.dataset.split}_file name '
                 f'cannot be read, more than {ALLOWED_SHARE:.0%}, the first: {found[0][1]}; restore the images, or '

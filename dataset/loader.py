@@ -95,6 +95,11 @@ def evaluation_splits(
     return splits
 
 
+def fingerprints(splits: Mapping[str, tuple[EvalSet, DataLoader]]) -> dict[str, str]:
+    """{val_file: number of rows and digest, ...} of the splits, for the identity of a run."""
+    return {f'{name}_file': dataset.table.fingerprint() for name, (dataset, _) in splits.items()}
+
+
 def move_batch(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch with its tensors and texts on the device; `index` and `requested` stay on the CPU."""
     moved = dict(batch)

@@ -5,6 +5,8 @@ Legend: B questions, N answers of all questions of a batch, S question tokens, L
 A answers in the list.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -22,7 +24,6 @@ from dataset.transforms import train_transform
 from models.tokenization_bert import pack_tokenizer
 from utils.errors import InputError, MissingFileError
 from utils.files import read_json
-from utils.log import print_rank0
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
 TRAIN_TOKENS = 25  # [CLS] included
@@ -189,5 +190,9 @@ class AnswerList:
         return {'texts': list(self.texts), 'tokenizer': pack_tokenizer(self.tokenizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state['texts'] != self.texts:
-            print_rank0(f'--resume: the answer list changed from {len(state["texts"])} to {len(self.texts)} answers')
+        """The list is that of the configuration, which the identity of the run compares."""
+
+    def fingerprint(self) -> str:
+        """The number of answers and a digest, in words."""
+        digest = hashlib.blake2b(json.dumps(self.texts).encode(), digest_size=8).hexdigest()
+        return f'{len(self.texts)} answers with digest {digest}'

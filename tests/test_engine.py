@@ -220,7 +220,8 @@ def test_the_checkpoint_to_resume_is_the_one_to_evaluate(tmp_path, resume, evalu
     train(run)
     found = str(tmp_path / 'checkpoint_00.pth')
     folder = str(tmp_path if resume else tmp_path / 'new')
-    args = SimpleNamespace(output_dir=folder, checkpoint='given', resume=resume, evaluate=evaluate, elastic=False)
+    flags = {'resume': resume, 'evaluate': evaluate, 'elastic': False, 'force': False}
+    args = SimpleNamespace(output_dir=folder, checkpoint='given', **flags)
     assert find_checkpoint('numbers', args) == (found if resume and not evaluate else None)
     assert args.checkpoint == {'given': 'given', 'found': found}[expected]
 

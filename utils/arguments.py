@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def error(self, message: str) -> NoReturn:
-        if os.environ.get('RANK', '0') == '0':  # several processes read the same command line
+        if os.environ.get('LOCAL_RANK', '0') == '0':  # several processes read the same command line
             print(f'error: {message}; --help lists the arguments', file=sys.stderr)
         sys.exit(2)
 

@@ -71,7 +71,7 @@ def save_run(path: str | os.PathLike, parts: RunParts, status: Status, best: boo
     epoch last trained on, complete or not, as officially. InputError if weights are not finite.
     """
     model = unwrap(parts.model).state_dict()
-    refuse_not_finite(model, parts.optimizer, status)
+    refuse_diverged(model, parts.optimizer, status)
     own = {'rng': rng_state()} | {name: part.state_dict() for name, part in parts.state.items()}
     states = distributed.gather_objects(own)
     if distributed.is_main():
@@ -93,7 +93,7 @@ def save_run(path: str | os.PathLike, parts: RunParts, status: Status, best: boo
     distributed.barrier()
 
 
-def refuse_not_finite(model: Mapping[str, Any], optimizer: torch.optim.Optimizer, status: Status) -> None:
+def refuse_diverged(model: Mapping[str, Any], optimizer: torch.optim.Optimizer, status: Status) -> None:
     """InputError if weights or the optimizer's state are not finite; every rank has the same."""
     moments = {
         f'optimizer state {number}.{name}': value

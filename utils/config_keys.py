@@ -83,6 +83,7 @@ def files(value: Any) -> list[str]:
 count, count0 = integer(1), integer(0)
 positive = _check(lambda value: _is_number(value) and value > 0, 'a finite number above 0')
 nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a finite number of at least 0')
+minutes = _check(lambda value: _is_number(value) and 0.01 <= value <= 1e5, 'a number from 0.01 to 100,000')
 ratio = _check(lambda value: _is_number(value) and 0 < value <= MOST_RATIO, f'a number above 0, at most {MOST_RATIO}')
 dropout = _check(lambda value: _is_number(value) and 0 <= value < 1, 'a number from 0 to below 1')
 fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
@@ -237,7 +238,7 @@ KEYS = {
     # evaluation
     'k_test': Key('candidates that are re-ranked (retrieval: 0 = ITC only)', count0, 128, (RETRIEVAL, VQA)),
     'keep_embeds': Key('where image tokens wait for re-ranking', one_of('device', 'cpu'), 'device', (RETRIEVAL,)),
-    'collective_timeout': Key('minutes that a process waits for the others before it gives up', positive, 30),
+    'collective_timeout': Key('minutes that a process waits for the others before it gives up', minutes, 30),
     # output
     'print_freq': Key('steps between two lines of progress', count, 50),
     'save_every': Key('steps between two checkpoints inside an epoch', optional(count), None),

@@ -37,8 +37,9 @@ def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
         return choose_device(args.device)
     if not args.distributed:
         raise InputError('--distributed false, but a launcher started several processes; start one, or drop the flag')
-    for name in ('RANK', 'LOCAL_RANK'):
-        _announced(name)
+    _announced('LOCAL_RANK')
+    if _announced('RANK') >= _announced('WORLD_SIZE'):
+        raise InputError(f'the environment has RANK {os.environ["RANK"]} of WORLD_SIZE {os.environ["WORLD_SIZE"]}')
     timeout, _patience = datetime.timedelta(minutes=minutes), min(PATIENCE, 60 * minutes)
     with end_at_once():  # while a process waits for others that may never come
         store, own_rank, processes = _meet(args.dist_url, timeout)
@@ -60,7 +61,8 @@ def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
 def _meet(url: str, timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """Wait for all processes -> (a store that they share, own rank, number of processes)."""
     try:
-        return next(dist.rendezvous(url, timeout=timeout))
+        with _without_stderr():  # frames of C++
+            return next(dist.rendezvous(url, timeout=timeout))
     except (ValueError, RuntimeError, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'the processes cannot meet ({reason}); start them with torch.distributed.launch') from None
@@ -69,13 +71,13 @@ def _meet(url: str, timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
 def _announced(name: str, default: int | None = None) -> int:
     """A number that the launcher set in the environment."""
     word = os.environ.get(name, default)
-    try:
-        return int(word)
-    except (TypeError, ValueError):
+    if not str(word).isdecimal() or (name == 'WORLD_SIZE' and int(word) < 1):
+        state = 'is not set' if word is None else f'is {word!r}, not a possible number'
         raise InputError(
-            f'the environment variable {name} is {word!r} instead of a number; torch.distributed.launch sets it, and '
-            'without WORLD_SIZE there is one process'
-        ) from None
+            f'the environment variable {name} {state}; torch.distributed.launch sets it, and without WORLD_SIZE there '
+            'is one process'
+        )
+    return int(word)
 
 
 def failure_of_others(error: BaseException) -> str | None:
@@ -115,10 +117,11 @@ def _silent_ranks() -> list[int]:
 def claim_failure() -> bool:
     """Whether this is the first process of the group that fails, and therefore the one to print its error.
 
-    Before they share a store, only their common command line can be at fault, and rank 0 prints.
+    Before they share a store, only what a machine's processes have in common can be at fault, and the first of each
+    machine prints.
     """
     if not has_store():
-        return os.environ.get('RANK', '0') == '0'
+        return os.environ.get('LOCAL_RANK', '0') == '0'
     failures = _ask_store(lambda: _store.add('failures', 1))
     if failures is None:  # the host of the store is stopped: rank 0, if there is no launcher
         return rank() == 1

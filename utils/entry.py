@@ -1,8 +1,6 @@
 """How every script and tool ends: one line for an error that the user can correct, a traceback for a bug."""
 
-import contextlib
 import errno
-import multiprocessing
 import os
 import re
 import signal
@@ -10,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils import interrupts
 from utils.errors import InputError
-from utils.interrupts import Stopped
+from utils.interrupts import Stopped, leave
 
 EXIT_CODE = 2
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,6 +32,9 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     the first that fails prints. `--debug` on the command line keeps the traceback.
     """
     debug = '--debug' in sys.argv
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as the scripts set it while they load
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.is_program = True
     try:
         code = main()
     except (Stopped, KeyboardInterrupt) as stop:
@@ -49,6 +51,8 @@ def run_main(main: Callable[[], object]) -> NoReturn:
         if is_first:
             print(f'error: {message}', file=sys.stderr, flush=True)
         exit_now(EXIT_CODE)  # if not the first, likely a consequence of the error that another process printed
+    finally:
+        interrupts.is_program = False
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -73,16 +77,6 @@ def exit_now(code: int) -> NoReturn:
     if distributed.is_initialized():
         leave(code)
     sys.exit(code)
-
-
-def leave(code: int) -> NoReturn:
-    """End this process and its children without closing anything."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    for child in multiprocessing.active_children():  # they share the sockets, which would stay open for seconds
-        child.kill()
-    os._exit(code)
 
 
 def user_message(error: BaseException) -> str | None:

@@ -1,22 +1,26 @@
 """Signals that ask a run to stop: SIGTERM (preemption), SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning).
 
-While something is in progress that must not be torn, such as a step, a signal is only noted; everywhere else it raises
-`Stopped` at once.
+While something is in progress that must not be torn, such as a step, a signal is only noted. Everywhere else it ends
+the process at once: an exception could be lost in a library's `finally` or `__del__`. Only where other Python code has
+called a script's `main`, and must go on, `Stopped` is raised.
 """
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-AGAIN = 0.05  # seconds
+is_program = False  # whether the process is ours to end; `run_main` says so
 _requested = 0  # the number of the signal that was noted
 _deferred = False
+_owner = 0  # the process that handles signals; its children inherit the handler for a moment
 
 
 class Stopped(BaseException):
@@ -24,7 +28,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
-        self.number, self.exit_code = number, 128 + number
+        self.exit_code = 128 + number
 
 
 def name_of(number: int) -> str:
@@ -34,24 +38,13 @@ def name_of(number: int) -> str:
 @contextmanager
 def handle_signals() -> Iterator[None]:
     """Handle the signals inside the block, in the main thread; elsewhere they act as before."""
-    global _requested, _deferred
-    _requested, _deferred = 0, False
-    hook = sys.unraisablehook
+    global _requested, _deferred, _owner
+    _requested, _deferred, _owner = 0, False, os.getpid()
     with _handled_by(_note):
-        sys.unraisablehook = partial(_send_again, hook)
         try:
             yield
         finally:
-            sys.unraisablehook = hook
             _requested, _deferred = 0, False
-
-
-def _send_again(hook: Callable, ignored: 'sys.UnraisableHookArgs') -> None:
-    """Where Python ignores exceptions, as in `__del__`, a signal must come once more, a moment later."""
-    if isinstance(ignored.exc_value, Stopped):
-        threading.Timer(AGAIN, os.kill, (os.getpid(), ignored.exc_value.number)).start()
-    else:
-        hook(ignored)
 
 
 @contextmanager
@@ -96,11 +89,33 @@ def allow() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     """The handler. A second Ctrl-C stops at once, whatever is in progress."""
     global _requested
+    if os.getpid() != _owner:
+        return
     impatient = number == signal.SIGINT == _requested
     _requested = _requested or number
-    if impatient or not _deferred:
+    if not (impatient or not _deferred):
+        return
+    if not is_program:
         _stop(number)
+    if os.environ.get('RANK', '0') == '0':  # of several processes, which are signaled together
+        os.write(2, f'{_words(number)}\n'.encode())  # print may be what was interrupted
+    leave(128 + number)
 
 
-def _stop(number: int) -> None:
-    raise Stopped(number, f'stopped by {name_of(number)}; --resume continues from the last checkpoint')
+def _stop(number: int) -> NoReturn:
+    raise Stopped(number, _words(number))
+
+
+def _words(number: int) -> str:
+    return f'stopped by {name_of(number)}; --resume continues from the last checkpoint'
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and its children without closing anything."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():  # they share the sockets, which would stay open for seconds
+            child.kill()
+    os._exit(code)

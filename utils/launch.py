@@ -6,19 +6,29 @@ It takes the arguments of `torchrun`, also --nnodes, --max-restarts and the othe
 with 143 or 130, an error of the user with 2; `torch.distributed.launch` ends with 1 and a traceback of its own.
 """
 
-import logging
 import signal
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
+
+import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from utils.entry import run_main
+from utils.errors import InputError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the processes and wait for their end -> the exit code."""
-    args = run.parse_args(argv)
+    parser = run.get_args_parser()
+    parser.error = refuse
+    args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)  # the launcher's own account of a failure, tens of lines
     try:
         run.run(args)
@@ -26,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stop.sigval
     except ChildFailedError as error:
         return report(*error.get_first_failure())
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:
+        refuse(' '.join(str(error).split())[:200] or 'the processes cannot be started')
     return 0
+
+
+def refuse(message: str) -> NoReturn:
+    raise InputError(f'{message}; --help lists the arguments of the launcher')
 
 
 def report(rank: int, failure: ProcessFailure) -> int:
@@ -40,4 +56,4 @@ def report(rank: int, failure: ProcessFailure) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_main(main)

@@ -53,17 +53,22 @@ class Averages:
         self.sums += row if counts is None else torch.where(counts, row, 0.0)
 
     def recent(self) -> dict[str, float]:
-        """Means since the last call on this rank. InputError if one is not finite: the run has diverged."""
+        """Means since the last call on this rank; none if no step counted. InputError if one is not finite."""
         since, self.seen = self.sums - self.seen, self.sums.clone()
-        return self._means(since)
+        return self._means(since) if since[-1] else {}
 
     def epoch(self) -> dict[str, float]:
-        """Means over the epoch and all ranks (a collective)."""
-        return self._means(distributed.all_reduce_sum(self.sums.clone()))
+        """Means over the epoch and all ranks (a collective). InputError if no step counted, or one is not finite."""
+        sums = distributed.all_reduce_sum(self.sums.clone())
+        if not sums[-1]:
+            raise InputError(
+                'no step of the epoch was finite: the training diverged, and nothing of the epoch is saved'
+            )
+        return self._means(sums)
 
     def _means(self, sums: Tensor) -> dict[str, float]:
         *sums, steps = sums.tolist()
-        means = {name: value / max(steps, 1) for name, value in zip(self.names, sums, strict=True)}
+        means = {name: value / steps for name, value in zip(self.names, sums, strict=True)}
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise InputError(
@@ -161,5 +166,7 @@ def write_log(folder: str, records: Iterable[Mapping[str, Any]]) -> None:
 def append_log(folder: str, record: Mapping[str, Any]) -> None:
     """Append one record to log.txt, for runs without checkpoints such as --evaluate (rank 0)."""
     if distributed.is_main():
-        with open(Path(folder, 'log.txt'), 'a', encoding='utf-8') as file:
-            file.write(json.dumps(record) + '\n')
+        path = Path(folder, 'log.txt')
+        before = path.read_text(encoding='utf-8') if path.exists() else ''
+        with atomic_write(path) as file:
+            file.write(before + json.dumps(record) + '\n')

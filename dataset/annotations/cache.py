@@ -116,7 +116,7 @@ class Annotations:
 
     def fingerprint(self) -> str:
         """The number of rows and a digest of the contents of the files, in words."""
-        digests = ''.join(os.path.basename(cache).split('.')[-2] for cache in self._caches)
+        digests = ''.join(os.path.basename(cache).split('.')[-3] for cache in self._caches)
         return f'{len(self)} rows with digest {digests if len(self._caches) == 1 else _hash(digests.encode())}'
 
     def column(self, name: str) -> np.ndarray | list:
@@ -195,7 +195,7 @@ def _int64(buffer: pa.Buffer) -> memoryview:
 def _cached(file: str, kind: str, cache_dir: str | None) -> str:
     """Path of the cache of `file`, which is built if it is absent or damaged."""
     with open_annotations(file) as handle:
-        key = _digest(handle, os.path.getsize(file))
+        key = f'{_digest(handle, os.path.getsize(file))}.{VERSION}'
         fallback = os.path.join(tempfile.gettempdir(), f'grit-vlp-annotations-{os.getuid()}')
         beside = f'.{os.path.basename(file)}.{kind}.'
         # In a common folder, files of the same name from several folders need different names.
@@ -224,8 +224,8 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
 
 
 def _digest(handle: BinaryIO, length: int) -> str:
-    """A digest of the first `length` bytes of a file and of the format's version, in 16 letters."""
-    digest = hashlib.blake2b(VERSION.encode(), digest_size=DIGEST // 2)
+    """A digest of the first `length` bytes of a file, in 16 letters."""
+    digest = hashlib.blake2b(digest_size=DIGEST // 2)
     handle.seek(0)
     while length and (block := handle.read(min(length, 1 << 20))):
         digest.update(block)
@@ -308,7 +308,7 @@ def _encodable(value: str | list[str]) -> str | list[str]:
 
 def _remove_stale(prefix: str, current: str) -> None:
     """Remove caches of earlier contents of the file, and temporary files of builds killed more than an hour ago."""
-    for path in glob.glob(f'{glob.escape(prefix)}{"[0-9a-f]" * DIGEST}.arrow*'):
+    for path in glob.glob(f'{glob.escape(prefix)}{"[0-9a-f]" * DIGEST}.*arrow*'):
         try:
             if path != current and (path.endswith('.arrow') or time.time() - os.path.getmtime(path) > 3600):
                 os.remove(path)

@@ -19,6 +19,7 @@ from dataset.shapes.scene import COLORS, CONVERSE, RELATION_WORDS, SHAPES, SIZES
 from dataset.shapes.vqa import ANSWERS, questions
 from utils.errors import InputError
 from utils.files import atomic_write
+from utils.ownership import own_folder, release_folder
 
 VERSION = 2  # of what a seed gives; raise it with every change of an image or a row
 SCENES = {'train': 10000, 'val': 300, 'test': 500}
@@ -49,6 +50,19 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     if found and is_complete(out, found):
         return found | {'reused': True}
     scenes = {split: draw_scenes(split, wanted['scenes'][split], seed) for split in SPLITS}
+    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out, '--out')
+    try:
+        if read_marker(out) != found:  # another process wrote it meanwhile
+            return make_dataset(out, seed, sizes)
+        return write_dataset(out, wanted, scenes) | {'reused': False}
+    finally:
+        release_folder()
+
+
+def write_dataset(out: Path, wanted: dict, scenes: dict[str, list[Scene]]) -> dict:
+    """Write all files -> the content of `world.json`. wanted: its version, seed and scenes."""
+    seed = wanted['seed']
     rows = {name: rows for split in SPLITS for name, rows in annotations(split, scenes[split], seed).items()}
     rows['answer_list.json'] = list(ANSWERS)
     marker = wanted | {
@@ -59,7 +73,7 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     for name, content in encoded_files(scenes, rows, marker):
         with atomic_write(out / name, 'wb') as file:
             file.write(content)
-    return marker | {'reused': False}
+    return marker
 
 
 def image_name(split: str, number: int) -> str:

@@ -15,7 +15,7 @@ from utils.errors import InputError, MissingFileError
 def end(monkeypatch, capsys):
     """A function that runs a main in `run_main` -> (exit code, stderr)."""
     monkeypatch.setattr(sys, 'argv', ['script.py'])
-    for name in ('RANK', 'WORLD_SIZE'):
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
         monkeypatch.delenv(name, raising=False)
 
     def end(main):
@@ -96,9 +96,9 @@ def test_debug_keeps_the_traceback(end, monkeypatch, capsys):
 
 def test_only_the_first_of_several_processes_prints(end, monkeypatch):
     """Before there is a process group, the ranks of the launcher decide."""
-    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('LOCAL_RANK', '1')
     assert end(raising(InputError('row 3'))) == (2, '')
-    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('LOCAL_RANK', '0')
     assert end(raising(InputError('row 3'))) == (2, 'error: row 3\n')
 
 

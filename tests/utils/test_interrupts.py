@@ -8,6 +8,7 @@ import time
 import pytest
 
 from utils import interrupts
+from utils.entry import run_main
 from utils.interrupts import SIGNALS, Stopped, handle_signals
 
 
@@ -46,16 +47,55 @@ def test_only_a_second_ctrl_c_does_not_wait():
         pytest.fail('not reached')
 
 
-def test_a_signal_is_not_lost_where_exceptions_are_ignored(capsys):
+def in_a_program(body):
+    """Run in a forked process as a program -> (exit code, stderr)."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(write, 2)
+        run_main(body)
+    os.close(write)
+    with open(read) as file:
+        printed = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
+
+
+def test_a_signal_is_not_lost_where_exceptions_are():
+    """In `__del__`, and in a library's `finally` that fails."""
+
     class Deleted:
         def __del__(self):
             send(signal.SIGTERM)
 
-    with pytest.raises(Stopped), handle_signals():
-        Deleted()
-        time.sleep(5)
-        pytest.fail('not reached')
-    assert capsys.readouterr().err == ''
+    def delete():
+        with handle_signals():
+            Deleted()
+            time.sleep(5)
+
+    def finish_badly():
+        with handle_signals():
+            try:
+                send(signal.SIGTERM)
+            finally:
+                raise AttributeError
+
+    for body in (delete, finish_badly):
+        words = 'stopped by SIGTERM; --resume continues from the last checkpoint\n'
+        assert in_a_program(body) == (143, words)
+
+
+def test_a_child_process_leaves_the_signals_of_its_parent_alone():
+    """Until it has handlers of its own."""
+
+    def fork():
+        with handle_signals():
+            pid = os.fork()
+            if pid == 0:
+                send(signal.SIGTERM)
+                os._exit(7)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    assert in_a_program(fork) == (7, '')
 
 
 def test_other_threads_leave_signals_alone():

@@ -1,12 +1,12 @@
 """An output folder belongs to one run at a time, also after crashes, and on file systems without flock."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
 import time
 
-import filelock
 import pytest
 
 from utils import ownership
@@ -22,15 +22,16 @@ def impatient(monkeypatch):
     release_folder()
 
 
-@pytest.fixture(params=['flock', 'no flock'])
+@pytest.fixture(params=[None, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def file_system(request, monkeypatch):
-    if request.param == 'no flock':
+    number = request.param
+    if number is not None:
 
         def refuse(*_):
-            raise OSError(errno.ENOLCK, 'No locks available')
+            raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
-    return request.param
+        monkeypatch.setattr(fcntl, 'flock', refuse)
+    return number
 
 
 def owner(folder, ready):
@@ -73,5 +74,7 @@ def test_a_folder_can_be_owned_again(tmp_path, file_system):
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path, file_system):
     temporary_name(tmp_path / 'checkpoint_00.pth').write_bytes(b'half')
     (tmp_path / 'checkpoint_00.pth').touch()
+    (tmp_path / 'result').mkdir()
+    temporary_name(tmp_path / 'result' / 'nlvr_val.jsonl').touch()
     own_folder(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ['.lock', 'checkpoint_00.pth']
+    assert not list(tmp_path.rglob('*.tmp')) and (tmp_path / 'checkpoint_00.pth').exists()
