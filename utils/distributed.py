@@ -37,7 +37,8 @@ def init(args: argparse.Namespace, minutes: float = 30) -> torch.device:
         return choose_device(args.device)
     if not args.distributed:
         raise InputError('--distributed false, but a launcher started several processes; start one, or drop the flag')
-    _announced('LOCAL_RANK')
+    for name in ('RANK', 'LOCAL_RANK'):
+        _announced(name)
     if _announced('RANK') >= _announced('WORLD_SIZE'):
         raise InputError(f'the environment has RANK {os.environ["RANK"]} of WORLD_SIZE {os.environ["WORLD_SIZE"]}')
     timeout, _patience = datetime.timedelta(minutes=minutes), min(PATIENCE, 60 * minutes)
@@ -121,11 +122,17 @@ def claim_failure() -> bool:
     machine prints.
     """
     if not has_store():
-        return os.environ.get('LOCAL_RANK', '0') == '0'
+        return is_first_here()
     failures = _ask_store(lambda: _store.add('failures', 1))
     if failures is None:  # the host of the store is stopped: rank 0, if there is no launcher
         return rank() == 1
     return failures == 1
+
+
+def is_first_here() -> bool:
+    """Whether this is the first of its machine's processes, by what the launcher says."""
+    word = os.environ.get('LOCAL_RANK', '0')
+    return word == '0' or not word.isdecimal()
 
 
 def _ask_store(question: Callable[[], T]) -> T | int | None:

@@ -50,19 +50,6 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     if found and is_complete(out, found):
         return found | {'reused': True}
     scenes = {split: draw_scenes(split, wanted['scenes'][split], seed) for split in SPLITS}
-    out.mkdir(parents=True, exist_ok=True)
-    own_folder(out, '--out')
-    try:
-        if read_marker(out) != found:  # another process wrote it meanwhile
-            return make_dataset(out, seed, sizes)
-        return write_dataset(out, wanted, scenes) | {'reused': False}
-    finally:
-        release_folder()
-
-
-def write_dataset(out: Path, wanted: dict, scenes: dict[str, list[Scene]]) -> dict:
-    """Write all files -> the content of `world.json`. wanted: its version, seed and scenes."""
-    seed = wanted['seed']
     rows = {name: rows for split in SPLITS for name, rows in annotations(split, scenes[split], seed).items()}
     rows['answer_list.json'] = list(ANSWERS)
     marker = wanted | {
@@ -70,10 +57,17 @@ def write_dataset(out: Path, wanted: dict, scenes: dict[str, list[Scene]]) -> di
         'vocabulary': len(vocabulary()),
         'test_captions_one_word_apart': share_one_word_apart(rows['retrieval_test.json']),
     }
-    for name, content in encoded_files(scenes, rows, marker):
-        with atomic_write(out / name, 'wb') as file:
-            file.write(content)
-    return marker
+    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out, '--out')
+    try:
+        if read_marker(out) != found:  # another process wrote it meanwhile
+            return make_dataset(out, seed, sizes)
+        for name, content in encoded_files(scenes, rows, marker):
+            with atomic_write(out / name, 'wb') as file:
+                file.write(content)
+    finally:
+        release_folder()
+    return marker | {'reused': False}
 
 
 def image_name(split: str, number: int) -> str:

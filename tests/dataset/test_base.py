@@ -34,7 +34,8 @@ def bad(count):
 
 
 @pytest.mark.parametrize(
-    'rows, images_per_row, allowed', [(1, 1, 1), (100, 1, 1), (200, 1, 2), (299, 1, 2), (100, 2, 2), (1000, 2, 20)]
+    'rows, images_per_row, allowed',
+    [(1, 1, 0), (2, 1, 1), (100, 1, 1), (200, 1, 2), (299, 1, 2), (100, 2, 2), (1000, 2, 20)],
 )
 def test_one_percent_of_the_images_may_be_unreadable_and_one_in_any_case(rows, images_per_row, allowed, capsys):
     blank = BlankImages(split(rows, images_per_row))

@@ -217,6 +217,30 @@ def test_other_input_is_refused_unless_it_is_forced(shapes, copy_of, tmp_path, c
     assert '--force: ' in capsys.readouterr().out and len(read_log(folder)) == 2
 
 
+@pytest.mark.parametrize(
+    'task, key, name', [('retrieval', 'val_file', 'retrieval_val'), ('nlvr', 'test_file', 'nlvr_test')]
+)
+def test_other_rows_to_evaluate_are_refused(shapes, copy_of, tmp_path, task, key, name):
+    """Their metrics could not be compared with those of the epochs before."""
+    path = write_rows(tmp_path / 'rows.json', read_rows(shapes, name)[:-1])
+    settings = (*one_epoch(task), 'schedular.epochs=2', f'{key}={path}')
+    message = rf'{key} was \d+ rows with digest \w+ and is now \d+ rows.*--force'
+    refused(task, shapes, copy_of(task), *settings, flags=['--resume'], match=message)
+
+
+def test_another_answer_list_is_refused(shapes, copy_of, tmp_path):
+    path = write_rows(tmp_path / 'answers.json', json.loads((shapes / 'answer_list.json').read_text())[::-1])
+    settings = (*one_epoch('vqa'), 'schedular.epochs=2', f'answer_list={path}')
+    message = r'answer_list was \d+ answers with digest \w+ and is now'
+    refused('vqa', shapes, copy_of('vqa'), *settings, flags=['--resume'], match=message)
+
+
+@pytest.mark.parametrize('flag', ['--force', '--elastic'])
+def test_flags_of_resuming_need_it(shapes, tmp_path, flag):
+    with pytest.raises(InputError, match=f'{flag}: needs --resume'):
+        MAINS['nlvr'](arguments('nlvr', shapes, tmp_path, flags=[flag]))
+
+
 @pytest.mark.parametrize('task', SCRIPTS)
 def test_another_model_is_refused_by_key(shapes, copy_of, task):
     message = (

@@ -77,7 +77,7 @@ def test_a_device_that_only_rank_1_misses_is_one_line(shapes, tmp_path, monkeypa
 
 @pytest.mark.parametrize('rank', ['0', '1'])
 def test_a_bug_before_the_processes_meet_keeps_its_traceback(tmp_path, monkeypatch, rank):
-    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('LOCAL_RANK', rank)
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: 1 // 0)
 
@@ -112,7 +112,7 @@ def test_help_works(name, capsys):
 @pytest.mark.parametrize('rank', ['0', '1'])
 def test_a_mistyped_flag_is_one_line(monkeypatch, capsys, rank):
     """Every process reads the command line, and only the first one prints."""
-    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('LOCAL_RANK', rank)
     for name in SCRIPTS.values():
         with pytest.raises(SystemExit) as end:
             MODULES[name].main(['--outputdir', 'x'])

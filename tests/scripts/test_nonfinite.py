@@ -105,6 +105,14 @@ def test_features_that_are_not_finite_do_not_stay_in_the_queue(shapes, tmp_path,
     assert is_finite(tmp_path / 'checkpoint_00.pth')
 
 
+def test_an_epoch_without_a_finite_step_is_not_recorded(shapes, tmp_path, poison):
+    poison('loss', *((0, step) for step in range(4)))
+    settings = ('on_nonfinite=skip', 'batch_size=16', 'search_space=16', 'print_freq=1')
+    with pytest.raises(InputError, match='no step of the epoch was finite'):
+        MAINS['pretrain'](arguments('pretrain', shapes, tmp_path, *settings))
+    assert read_log(tmp_path) == [] and not list(tmp_path.glob('*.pth'))
+
+
 def test_many_bad_steps_in_a_row_stop_the_run(shapes, tmp_path, poison):
     poison('gradient', *((0, step) for step in range(3, 15)))
     settings = ('on_nonfinite=skip', 'save_every=2')

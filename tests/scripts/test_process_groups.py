@@ -1,6 +1,7 @@
 """Several processes: another number of them, restarts by the launcher, one that stops to answer, one that dies."""
 
 import importlib
+import logging
 import signal
 import textwrap
 
@@ -10,6 +11,7 @@ import torch
 from tests.helpers import differing, examples_of, read_log, read_pth, state_of_run
 from tests.processes import DieAt, SignalAfter, SignalAt, check_run, free_port, run_python, run_script
 from tests.tiny import SCRIPTS, arguments
+from utils import launch
 from utils.errors import InputError
 
 MAINS = {task: importlib.import_module(name).main for task, name in SCRIPTS.items()}
@@ -150,9 +152,11 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(shapes, tmp_path):
 @pytest.mark.parametrize(
     'environment, message',
     [
-        ({'WORLD_SIZE': 'abc'}, "the environment variable WORLD_SIZE is 'abc' instead of a number"),
-        ({'WORLD_SIZE': '2'}, 'the environment variable RANK is None instead of a number'),
+        ({'WORLD_SIZE': 'abc'}, "the environment variable WORLD_SIZE is 'abc', not a possible number"),
+        ({'WORLD_SIZE': '2'}, 'the environment variable RANK is not set; torch.distributed.launch sets it'),
         ({'WORLD_SIZE': '2', 'RANK': '0', 'LOCAL_RANK': 'x'}, "the environment variable LOCAL_RANK is 'x'"),
+        ({'WORLD_SIZE': '0'}, "the environment variable WORLD_SIZE is '0', not a possible number"),
+        ({'WORLD_SIZE': '2', 'RANK': '7', 'LOCAL_RANK': '0'}, 'the environment has RANK 7 of WORLD_SIZE 2'),
         ({'WORLD_SIZE': '2', 'RANK': '0', 'LOCAL_RANK': '0'}, 'the processes cannot meet'),
     ],
 )
@@ -166,6 +170,25 @@ def test_a_broken_environment_is_one_line(shapes, tmp_path, monkeypatch, environ
 
 
 # ---- the launcher without tracebacks ----
+
+
+@pytest.mark.parametrize(
+    'argv, message',
+    [
+        (['--nproc_per_node=foo', 'NLVR.py'], 'nproc'),
+        (['--nproc_per_node=0', 'NLVR.py'], ''),
+        (['--rdzv_backend=nonsense', 'NLVR.py'], 'nonsense'),
+        (['--nonsense', 'NLVR.py'], '--help lists the arguments'),
+        ([], 'training_script'),
+    ],
+)
+def test_a_mistake_of_the_launcher_is_an_input_error(argv, message):
+    disabled = logging.root.manager.disable
+    try:
+        with pytest.raises(InputError, match=message):
+            launch.main(argv)
+    finally:
+        logging.disable(disabled)
 
 
 @pytest.mark.slow
