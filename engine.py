@@ -50,6 +50,7 @@ from utils.checkpoint import (
     complete_epoch,
     epoch_file,
     find_run,
+    prune_checkpoints,
     refuse_earlier_run,
     resume_run,
     save_run,
@@ -140,6 +141,7 @@ class TrainingRun:
         """
         if resume_from:
             self.status = resume_run(resume_from, self.parts, self.args.force, self.args.elastic)
+            prune_checkpoints(self.folder, self.status, self.config['keep_checkpoints'])
         else:
             start_log(self.folder)
             if order is None:

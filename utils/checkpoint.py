@@ -152,18 +152,28 @@ def complete_epoch(
     is_best = metric is not None and (status.best is None or metric > status.best)
     after = Status(status.epoch + 1, 0, metric if is_best else status.best, [*status.records, record], status.started)
     save_run(epoch_file(folder, status.epoch), parts, after, is_best)
-    if distributed.is_main():
-        prune_checkpoints(folder, [record['epoch'] for record in after.records], parts.config['keep_checkpoints'])
+    prune_checkpoints(folder, after, parts.config['keep_checkpoints'])
     write_log(folder, after.records)
     return after
 
 
-def prune_checkpoints(folder: str | os.PathLike, epochs: list[int], keep: int | None) -> None:
-    """Delete the checkpoint inside the completed epoch, and all but the `keep` newest epochs' (None: keep all).
+def prune_checkpoints(folder: str | os.PathLike, status: Status, keep: int | None) -> None:
+    """Delete the checkpoint inside a completed epoch, and all but the `keep` newest epochs' (None: keep all) (rank 0).
 
-    epochs: those that the run completed, in ascending order; no other file is touched.
+    Only files of this run: of the epochs that it recorded. Called after an epoch, and when a run begins again, for it
+    may have been killed in between.
     """
-    Path(folder, STEP_FILE).unlink(missing_ok=True)
+    if not distributed.is_main():
+        return
+    step = Path(folder, STEP_FILE)
+    content = open_run(step)
+    if (
+        content is not None
+        and content['started'] == status.started
+        and content['position'] < [status.epoch, status.step]
+    ):
+        step.unlink()
+    epochs = [record['epoch'] for record in status.records]
     for epoch in epochs[:-keep] if keep else []:
         epoch_file(folder, epoch).unlink(missing_ok=True)
 

@@ -10,11 +10,13 @@ import signal
 import pytest
 import torch
 
+import utils.checkpoint
 from tests.helpers import differing, read_log, read_pth, read_rows, weights, write_rows
-from tests.processes import run_script
+from tests.processes import KILLED, DieAt, run, run_script
 from tests.tiny import SCRIPTS, arguments
 from utils.errors import InputError
 
+TWO_EPOCHS = ('train_epochs=2', 'schedular.epochs=2')
 MAINS = {task: importlib.import_module(name).main for task, name in SCRIPTS.items()}
 
 
@@ -90,6 +92,18 @@ def test_a_run_deletes_only_checkpoints_that_it_wrote(shapes, tmp_path):
     assert all((tmp_path / name).read_text() == name for name in others)
     MAINS['pretrain'](arguments('pretrain', shapes, tmp_path, *settings, 'train_epochs=4', flags=['--resume']))
     assert {path.name for path in tmp_path.glob('*.pth')} == {*others, 'checkpoint_03.pth'}
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'nlvr'])
+def test_a_run_that_was_killed_before_it_deleted_does_so_when_it_begins_again(shapes, tmp_path, task):
+    """In the last epoch, after which no other deletes."""
+    argv = arguments(task, shapes, tmp_path, *one_epoch(task), *TWO_EPOCHS, 'keep_checkpoints=1', flags=['--resume'])
+    death = DieAt(utils.checkpoint, 'prune_checkpoints', 2)
+    assert run(MAINS[task], argv, tmp_path / 'log', fault=death) == [KILLED]
+    assert (tmp_path / 'checkpoint_00.pth').exists() and (tmp_path / 'checkpoint_01.pth').exists()
+    MAINS[task](argv)
+    names = {path.name for path in tmp_path.glob('*.pth')}
+    assert names - {'checkpoint_best.pth'} == {'checkpoint_01.pth'} and len(read_log(tmp_path)) == 2
 
 
 @pytest.mark.parametrize('resume', [False, True])

@@ -102,14 +102,14 @@ def test_reuse_refusal_and_repair(tmp_path, monkeypatch):
 
 def test_two_processes_do_not_mix_two_datasets(tmp_path):
     """The second finds the dataset of the first, and refuses its own seed."""
-    command = [sys.executable, '-m', 'dataset.shapes', '--out', str(tmp_path), '--scenes', '40']
-    command += ['--val_scenes', '9', '--test_scenes', '9', '--seed']
+    command = [sys.executable, '-m', 'dataset.shapes', '--out', str(tmp_path), '--scenes', '62']
+    command += ['--val_scenes', '20', '--test_scenes', '20', '--seed']
     started = [subprocess.Popen([*command, seed], stderr=subprocess.PIPE, text=True) for seed in ('1', '2')]
     errors = [process.communicate()[1] for process in started]
     assert sorted(process.returncode for process in started) == [0, 2], errors
     assert 'is of another dataset' in ''.join(errors)
     kept = 1 + [process.returncode for process in started].index(0)
-    make_dataset(tmp_path / 'alone', kept, {'train': 40, 'val': 9, 'test': 9})
+    make_dataset(tmp_path / 'alone', kept, {'train': 62, 'val': 20, 'test': 20})
     for path in (path for path in (tmp_path / 'alone').rglob('*') if path.is_file() and path.name != '.lock'):
         assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / 'alone')).read_bytes(), path
 
