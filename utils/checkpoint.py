@@ -165,14 +165,10 @@ def prune_checkpoints(folder: str | os.PathLike, status: Status, keep: int | Non
     """
     if not distributed.is_main():
         return
-    step = Path(folder, STEP_FILE)
-    content = open_run(step)
-    if (
-        content is not None
-        and content['started'] == status.started
-        and content['position'] < [status.epoch, status.step]
-    ):
-        step.unlink()
+    path, position = Path(folder, STEP_FILE), [status.epoch, status.step]
+    step = open_run(path)
+    if step is not None and step['started'] == status.started and step['position'] < position:
+        path.unlink()
     epochs = [record['epoch'] for record in status.records]
     for epoch in epochs[:-keep] if keep else []:
         epoch_file(folder, epoch).unlink(missing_ok=True)

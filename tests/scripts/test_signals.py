@@ -163,6 +163,16 @@ def test_ctrl_c_in_a_terminal(shapes, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('command', [['NLVR.py'], ['predict.py', '--help'], ['-m', 'utils.launch', 'NLVR.py']])
+def test_ctrl_c_while_the_modules_load_prints_no_traceback(command, tmp_path):
+    process = start([*command, '--output_dir', str(tmp_path), '--config', 'nowhere.yaml'])
+    time.sleep(0.7)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode in (-signal.SIGINT, 130) and 'Traceback' not in err, err
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_a_tool_prints_no_traceback(tmp_path):
     process = start(['-m', 'dataset.shapes', '--out', str(tmp_path / 'shapes')])
     wait_for(tmp_path / 'shapes', process)
