@@ -147,6 +147,7 @@ def _script(script, argv, environment, paths, fault):
     sys.stdout, sys.stderr = (open(number, 'w', buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
     os.environ |= environment
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a script sets it while its modules load
     sys.argv = [script, *argv]
     if fault is not None:
         fault.install()
