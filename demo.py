@@ -38,15 +38,22 @@ MAJORITY_ACCURACY = 2 / 3  # of ITM that always predicts "no match"
 KEYS = ('txt_r1', 'txt_r5', 'txt_r10', 'img_r1', 'img_r5', 'img_r10')
 
 
-def step(title: str, command: Sequence[str]) -> float:
-    """Run one command of the repository. Returns the seconds it took."""
-    print(f'\n=== {title}\n$ {shlex.join(["python", *command])}', flush=True)
+def step(title: str, *commands: Sequence[str]) -> float:
+    """Run commands of the repository, several at the same time. Returns the seconds it took."""
+    print(f'\n=== {title}')
+    for command in commands:
+        print(f'$ {shlex.join(["python", *command])}', flush=True)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command])
-    if done.returncode:
+    pipe = subprocess.PIPE if len(commands) > 1 else None
+    running = [subprocess.Popen([sys.executable, *command], stdout=pipe, text=True) for command in commands]
+    for process in running:
+        out, _ = process.communicate()
+        print(out or '', end='', flush=True)
+    failed = [process.returncode for process in running if process.returncode]
+    if failed:
         raise InputError(
-            f'this step failed (exit code {done.returncode}), see above; `make demo` tries it again, and without the '
-            f'folder {OUTPUT} the demo starts anew'
+            f'this step failed (exit code {failed[0]}), see above; `make demo` tries it again, and without the folder '
+            f'{OUTPUT} the demo starts anew'
         )
     return time.perf_counter() - started
 
@@ -90,19 +97,21 @@ def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
     yield f'R@1 is at least {lowest:.0f} times that of a random ranking.'
 
 
-def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> float:
-    """Zero-shot retrieval before GRIT began and at the end, with a page. Returns the seconds it took."""
-    from utils.checkpoint import epoch_files  # imports torch, which the other steps import in their own processes
+def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> tuple[list[Path], float]:
+    """Zero-shot retrieval before GRIT began and at the end, with a page -> (output folders, seconds it took)."""
+    from utils.checkpoint import epoch_files  # imports torch, which the steps import in processes of their own
 
     paths = epoch_files(pretrain)
-    folder, seconds = OUTPUT / 'zero_shot', 0.0
-    (folder / 'log.txt').unlink(missing_ok=True)  # an interrupted demo evaluates again
-    command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--output_dir', str(folder)]
+    folders, commands = [], []
     for path in (paths[GRIT_FROM - 1], paths[-1]):
-        title = f'Zero-shot retrieval on unseen scenes, {int(path.stem.split("_")[1]) + 1} epochs trained'
+        folder = OUTPUT / 'zero_shot' / path.stem
+        (folder / 'log.txt').unlink(missing_ok=True)  # an interrupted demo evaluates again
         page = ['--page', str(OUTPUT / 'retrieval.html')] if path == paths[-1] else []
-        seconds += step(title, [*command, '--checkpoint', str(path), '--set', 'val_file=null', *page, *common])
-    return seconds
+        command = ['Retrieval.py', '--config', f'{CONFIGS}/Retrieval.yaml', '--evaluate', '--output_dir', str(folder)]
+        commands.append([*command, '--checkpoint', str(path), '--set', 'val_file=null', *page, *common])
+        folders.append(folder)
+    epochs = f'{GRIT_FROM} and {len(paths)} epochs trained'
+    return folders, step(f'Zero-shot retrieval on unseen scenes, {epochs}', *commands)
 
 
 def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
@@ -112,15 +121,19 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume']
     changes = [word for change in SHORTER for word in ('--set', change)]
     seconds += step('Pre-training with GRIT', [*command, *common, *changes])
-    seconds += evaluate_checkpoints(pretrain, common)
-    command = ['-m', 'reports.masked_words', str(pretrain), '--annotations', str(DATA / 'retrieval_test.json')]
-    command += ['--words', str(DATA / 'word_kinds.json'), '--image_root', str(DATA), '--limit', '200']
-    seconds += step('Masked words of unseen scenes', [*command, '--out', str(words), *common])
-    command = ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')]
-    seconds += step('A picture of the mini-batches', command)
-    command = ['-m', 'reports.curves', str(pretrain), '--evaluations', str(OUTPUT / 'zero_shot')]
-    seconds += step('A picture of the curves', [*command, '--out', str(OUTPUT / 'curves.png')])
-    found = read_log(OUTPUT / 'zero_shot' / 'log.txt')[-1]
+    folders, took = evaluate_checkpoints(pretrain, common)
+    seconds += took
+    masked = ['-m', 'reports.masked_words', str(pretrain), '--annotations', str(DATA / 'retrieval_test.json')]
+    masked += ['--words', str(DATA / 'word_kinds.json'), '--image_root', str(DATA), '--limit', '200']
+    grid = ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')]
+    curves = ['-m', 'reports.curves', str(pretrain), '--evaluations', *map(str, folders)]
+    seconds += step(
+        'Masked words of unseen scenes, pictures of mini-batches and of curves',
+        [*masked, '--out', str(words), *common],
+        grid,
+        [*curves, '--out', str(OUTPUT / 'curves.png')],
+    )
+    found = read_log(folders[-1] / 'log.txt')[-1]
     return {
         'itc': {key: found[f'test_itc_{key}'] for key in (*KEYS, 'r_mean')},
         'reranked': {key: found[f'test_{key}'] for key in (*KEYS, 'r_mean')},

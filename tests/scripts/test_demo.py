@@ -57,11 +57,12 @@ def test_the_closing_words_follow_the_metrics():
 def test_the_checkpoints_before_grit_and_at_the_end_are_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'OUTPUT', tmp_path)
     commands = []
-    monkeypatch.setattr(demo, 'step', lambda title, command: commands.append(command) or 1.5)
+    monkeypatch.setattr(demo, 'step', lambda title, *some: commands.extend(some) or 1.5)
     (tmp_path / 'pretrain').mkdir()
     for epoch in range(11):
         (tmp_path / 'pretrain' / f'checkpoint_{epoch:02d}.pth').touch()
-    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == 3.0
+    folders = [tmp_path / 'zero_shot' / name for name in ('checkpoint_03', 'checkpoint_10')]
+    assert demo.evaluate_checkpoints(tmp_path / 'pretrain', []) == (folders, 1.5)
     assert [command[command.index('--checkpoint') + 1][-6:] for command in commands] == ['03.pth', '10.pth']
     assert ['--page' in command for command in commands] == [False, True]
 
