@@ -10,6 +10,7 @@ if __name__ == '__main__':
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     pretrain, words = OUTPUT / 'pretrain', OUTPUT / 'masked_words.json'
     common = ['--text_encoder', str(DATA / 'vocab'), '--device', 'cpu']
     command = ['Pretrain.py', '--config', f'{CONFIGS}/Pretrain.yaml', '--output_dir', str(pretrain), '--resume']
-    changes = [word for change in SHORTER for word in ('--set', change)]
+    workers = f'num_workers={0 if (os.cpu_count() or 1) < 4 else 1}'  # of few cores training needs all
+    changes = [word for change in (*SHORTER, workers) for word in ('--set', change)]
     seconds += step('Pre-training with GRIT', [*command, *common, *changes])
     folders, took = evaluate_checkpoints(pretrain, common)
     seconds += took
