@@ -176,7 +176,7 @@ def test_a_broken_environment_is_one_line(shapes, tmp_path, monkeypatch, environ
     'argv, message',
     [
         (['--nproc_per_node=foo', 'NLVR.py'], 'nproc'),
-        (['--nproc_per_node=0', 'NLVR.py'], ''),
+        (['--nproc_per_node=0', 'NLVR.py'], '--help lists the arguments'),
         (['--rdzv_backend=nonsense', 'NLVR.py'], 'nonsense'),
         (['--nonsense', 'NLVR.py'], '--help lists the arguments'),
         ([], 'training_script'),
