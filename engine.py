@@ -59,15 +59,12 @@ from utils.config import write_yaml
 from utils.errors import InputError
 from utils.log import Averages, Progress, print_rank0, start_log, write_log
 
-MOST_SKIPPED = 10  # steps in a row, with on_nonfinite: skip
-ROWS_NAMED = 64
-
 
 def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
     """The checkpoint that `--resume` continues from, or None (a collective).
 
     With --evaluate there is nothing to continue; the checkpoint to resume is then the one to evaluate:
-    `args.checkpoint`. InputError if a new run would overwrite an earlier one, or without anything to evaluate.
+    `args.checkpoint`. InputError if a new run would overwrite an earlier one.
     """
     for flag in ('elastic', 'force'):
         if getattr(args, flag) and not args.resume:
@@ -107,7 +104,7 @@ class TrainingRun:
     ):
         self.model, self.config, self.device = model, config, device
         self.args, self.folder, self.batch_size, self.num_epochs = args, args.output_dir, batch_size, epochs
-        self.dataset, self.unit = dataset, dataset.unit
+        self.unit = dataset.unit
         self.plan = EpochPlan(len(dataset), batch_size, distributed.rank(), distributed.world_size(), args.seed)
         self.sampler = EpochBatches()
         self.loader = create_loader(dataset, self.sampler, config['num_workers'], device)
@@ -115,7 +112,7 @@ class TrainingRun:
         self.averages = Averages(metrics, device)
         self.bad_images = BadImages(args.output_dir, len(dataset))
         self.is_finite = torch.tensor(True, device=device)  # [], whether the last gradient was
-        self.results, self.skipped = finite.StepResults(device), 0
+        self.guard = finite.StepGuard(config['on_nonfinite'], dataset.source, device)
         self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
         identity = {'seed': str(args.seed), **dataset.identity(), **(identity or {})}
         self.parts = RunParts(task, model, self.optimizer, config, self.state, identity)
@@ -174,7 +171,7 @@ class TrainingRun:
         for step, batch in enumerate(self.loader if first < self.steps else (), start=first):
             self.status.step, self._index = step, batch['index']
             yield move_batch(batch, self.device)
-            self._check_finite(now=progress.due(step))
+            self.guard.check(now=progress.due(step))
             self.bad_images.record(batch['bad'])
             if progress.due(step):
                 progress.report(step, lr=self.learning_rate(), **self.averages.recent())
@@ -199,7 +196,7 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         self.is_finite = finite.backward(loss, self.model.parameters(), self.config['clip_grad_norm'])
         finite.step_if(self.is_finite, self.optimizer)
-        self.results.add((self.step, self._index), torch.stack([self.is_finite, loss.detach().isfinite()]))
+        self.guard.add((self.epoch, self.step), self._index, self.is_finite, loss)
 
     def log(self, **values: Tensor | float) -> None:
         """Add the metrics of a step, one value for each name; a skipped step does not count. Never waits for a GPU."""
@@ -254,7 +251,7 @@ class TrainingRun:
         due = every and (self.epoch * self.steps + next_step) % every == 0 and next_step < self.steps
         signal = distributed.largest(interrupts.requested())
         if due or signal:
-            self._check_finite(now=True)
+            self.guard.check(now=True)
             self.status.step = next_step
             save_run(f'{self.folder}/{STEP_FILE}', self.parts, self.status)
         if signal:
@@ -271,37 +268,3 @@ class TrainingRun:
         raise interrupts.Stopped(
             signal, f'stopped by {interrupts.name_of(signal)} at {place}; --resume continues from {saved}'
         )
-
-    def _check_finite(self, now: bool) -> None:
-        """Report the steps whose gradient was not finite: an error, or a line with on_nonfinite: skip.
-
-        now: look at all steps so far, for which the host may wait.
-        """
-        for (step, index), (is_finite, loss_is_finite) in self.results.ready(now):
-            self.skipped = 0 if is_finite else self.skipped + 1
-            if is_finite:
-                continue
-            ranks = distributed.all_gather_objects((loss_is_finite, index.tolist()))
-            rows = [rows for loss_was_finite, rows in ranks if not loss_was_finite] or [rows for _, rows in ranks]
-            what = 'the gradient is' if all(loss_was_finite for loss_was_finite, _ in ranks) else 'the loss is'
-            place = f'epoch {self.epoch}, step {step}: {what} not finite, with {self._named(sum(rows, []))}'
-            if self.config['on_nonfinite'] == 'error':
-                raise InputError(
-                    f'{place}; the weights are those from before. --resume continues from the last checkpoint; try '
-                    'clip_grad_norm, a lower optimizer.lr, precision: fp32, or on_nonfinite: skip to leave such steps '
-                    'out'
-                )
-            print_rank0(f'skipped {place}')
-            if self.skipped >= MOST_SKIPPED:
-                raise InputError(
-                    f'{self.skipped} steps in a row were not finite, the last: {place}. The training diverged; '
-                    '--resume continues from the last checkpoint, with a lower optimizer.lr or clip_grad_norm'
-                )
-
-    def _named(self, rows: list[int]) -> str:
-        """Examples by file and row."""
-        numbers: dict[str, list[int]] = {}
-        for file, row in map(self.dataset.source, sorted(rows)[:ROWS_NAMED]):
-            numbers.setdefault(file, []).append(row)
-        words = [f'{file}, rows {", ".join(map(str, some))}' for file, some in numbers.items()]
-        return '; '.join(words) + (f' and {len(rows) - ROWS_NAMED} more' if len(rows) > ROWS_NAMED else '')

@@ -218,7 +218,7 @@ class BadImages:
         self.reasons = dict(state['reasons'])
 
     def redistribute(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Continue with the states of another number of ranks: every rank takes its share of what they found."""
+        """Continue with the states of another number of ranks: every rank takes its shard of what they found."""
         reasons = sorted({index: reason for state in states for index, reason in state['reasons'].items()}.items())
         self.reasons = dict(reasons[distributed.rank() :: distributed.world_size()])
 

@@ -5,8 +5,6 @@ Legend: B questions, N answers of all questions of a batch, S question tokens, L
 A answers in the list.
 """
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -23,7 +21,7 @@ from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
 from models.tokenization_bert import pack_tokenizer
 from utils.errors import InputError, MissingFileError
-from utils.files import read_json
+from utils.files import digest_of, read_json
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
 TRAIN_TOKENS = 25  # [CLS] included
@@ -194,5 +192,4 @@ class AnswerList:
 
     def fingerprint(self) -> str:
         """The number of answers and a digest, in words."""
-        digest = hashlib.blake2b(json.dumps(self.texts).encode(), digest_size=8).hexdigest()
-        return f'{len(self.texts)} answers with digest {digest}'
+        return f'{len(self.texts)} answers with digest {digest_of(self.texts)}'

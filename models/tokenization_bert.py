@@ -1,7 +1,5 @@
 """The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a final `[SEP]`."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
 from utils.errors import InputError, MissingFileError
+from utils.files import digest_of
 
 # Loader workers are forked processes; the library's own threads would only warn about that.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -92,8 +91,7 @@ def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
 def fingerprint(tokenizer) -> str:
     """The number of tokens and a digest of the vocabulary, in words: equal if every token has the same id."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[::-1])
-    digest = hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()
-    return f'{len(vocabulary)} tokens with digest {digest}'
+    return f'{len(vocabulary)} tokens with digest {digest_of(vocabulary)}'
 
 
 def local_folder(name: str, what: str, files: Iterable[str], option: str = '--text_encoder') -> str:

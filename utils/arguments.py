@@ -103,9 +103,7 @@ def create_parser(task: str, description: str) -> Parser:
     add_flag(
         parser, '--elastic', False, 'with --resume: continue with another number of processes, from the end of an epoch'
     )
-    add_flag(
-        parser, '--force', False, 'with --resume: continue although seed, vocabulary or training data are not the same'
-    )
+    add_flag(parser, '--force', False, 'with --resume: continue although seed, vocabulary or data are not the same')
     add_flag(parser, '--evaluate', False, 'evaluate and stop, without training')
     parser.add_argument(
         '--text_encoder',

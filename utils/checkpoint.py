@@ -50,7 +50,7 @@ class RunParts:
 
     model: may be wrapped. config: resolved. state: {name: object with state_dict and load_state_dict}, each rank's own
     (sampler, queues, averages). identity: {name: words}, what a resumed run must have in common with this one besides
-    the configuration: the seed, the vocabulary, the training data.
+    the configuration: the seed, digests of the vocabulary and the data.
     """
 
     task: str

@@ -92,11 +92,11 @@ def failure_of_others(error: BaseException) -> str | None:
     if 'timed out' in text or 'timeout' in text:
         silent = ', '.join(map(str, _silent_ranks()))
         who = f'rank {silent} does not answer, it is stopped or stuck' if silent else 'the network is too slow'
-        return f'a process waited for the others longer than collective_timeout: {who}; go on with --resume'
+        return f'a process waited for the others longer than collective_timeout: {who}; continue with --resume'
     if 'connection closed' in text or 'connection reset' in text or 'broken pipe' in text:
         return (
             'another process ended without a message, perhaps killed for its memory (see the launcher and the system '
-            'log); go on with --resume'
+            'log); continue with --resume'
         )
     return None
 

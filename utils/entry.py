@@ -95,12 +95,12 @@ def user_message(error: BaseException) -> str | None:
         return f'{path}: {error.strerror}' + (f'; {remedy}' if remedy else '')
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':  # the second is torch's
         what = 'the memory' if isinstance(error, MemoryError) else "the GPU's memory"
-        return f'{what} is not enough; set a smaller batch size or grad_checkpointing: true, and go on with --resume'
+        return f'{what} is not enough; set a smaller batch size or grad_checkpointing: true, and continue with --resume'
     if isinstance(error, RuntimeError) and (
         match := re.search(r'DataLoader worker .*killed by signal: (.*)', str(error))
     ):
         return (
             f'a loader process was ended by a signal ({match[1].strip()}), perhaps for its memory; set fewer '
-            'num_workers and go on with --resume'
+            'num_workers and continue with --resume'
         )
     return None

@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under a temporary name in the same folder, then renamed."""
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,11 @@ def read_json(path: str | os.PathLike, name: str) -> Any:
         return json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{name}: {path} is not valid JSON: {error}') from None
+
+
+def digest_of(value: Any) -> str:
+    """A digest of a JSON value in 16 letters."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

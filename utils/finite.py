@@ -2,14 +2,18 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils import distributed
 from utils.errors import InputError
+from utils.log import print_rank0
 
+MOST_SKIPPED = 10  # steps in a row, with on_nonfinite: skip
+ROWS_NAMED = 64
 LAG = 4  # steps on a GPU until the host looks at a result; it has long been computed by then
 
 
@@ -62,6 +66,56 @@ class StepResults:
                 event.synchronize()
             results.append((step, flags.tolist()))
         return results
+
+
+class StepGuard:
+    """Reports the steps whose loss or gradient was not finite: the first is an error, or each a line.
+
+    policy: of `on_nonfinite`, error or skip. source: from an example's number to its (file, row).
+    """
+
+    def __init__(self, policy: str, source: Callable[[int], tuple[str, int]], device: torch.device):
+        self.policy, self.source, self.skipped = policy, source, 0
+        self.results = StepResults(device)
+
+    def add(self, place: tuple[int, int], index: Tensor, finite: Tensor, loss: Tensor) -> None:
+        """place: (epoch, step). index: the examples on the CPU. finite: of `backward`. Never waits for a GPU."""
+        self.results.add((place, index), torch.stack([finite, loss.detach().isfinite()]))
+
+    def check(self, now: bool) -> None:
+        """Report what is known on all ranks alike (a collective if there is something to report).
+
+        now: also the last steps, for which the host may have to wait. InputError with `error`, and after `MOST_SKIPPED`
+        steps in a row.
+        """
+        for (place, index), (is_finite, loss_is_finite) in self.results.ready(now):
+            self.skipped = 0 if is_finite else self.skipped + 1
+            if is_finite:
+                continue
+            ranks = distributed.all_gather_objects((loss_is_finite, index.tolist()))
+            rows = [rows for loss_was_finite, rows in ranks if not loss_was_finite] or [rows for _, rows in ranks]
+            what = 'the gradient is' if all(loss_was_finite for loss_was_finite, _ in ranks) else 'the loss is'
+            words = f'epoch {place[0]}, step {place[1]}: {what} not finite, with {self._named(sum(rows, []))}'
+            if self.policy == 'error':
+                raise InputError(
+                    f'{words}; the weights are those from before. --resume continues from the last checkpoint; try '
+                    'clip_grad_norm, a lower optimizer.lr, precision: fp32, or on_nonfinite: skip to leave such steps '
+                    'out'
+                )
+            print_rank0(f'skipped {words}')
+            if self.skipped >= MOST_SKIPPED:
+                raise InputError(
+                    f'{self.skipped} steps in a row were not finite, the last: {words}. The training diverged; '
+                    '--resume continues from the last checkpoint, with a lower optimizer.lr or clip_grad_norm'
+                )
+
+    def _named(self, rows: list[int]) -> str:
+        """Examples by file and row."""
+        numbers: dict[str, list[int]] = {}
+        for file, row in map(self.source, sorted(rows)[:ROWS_NAMED]):
+            numbers.setdefault(file, []).append(row)
+        words = [f'{file}, rows {", ".join(map(str, some))}' for file, some in numbers.items()]
+        return '; '.join(words) + (f' and {len(rows) - ROWS_NAMED} more' if len(rows) > ROWS_NAMED else '')
 
 
 def not_finite(tensors: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 While something is in progress that must not be torn, such as a step, a signal is only noted. Everywhere else it ends
 the process at once: an exception could be lost in a library's `finally` or `__del__`. Only where other Python code has
-called a script's `main`, and must go on, `Stopped` is raised.
+called a script's `main`, and must continue, `Stopped` is raised.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def _note(number: int, frame: FrameType | None) -> None:
         return
     impatient = number == signal.SIGINT == _requested
     _requested = _requested or number
-    if not (impatient or not _deferred):
+    if _deferred and not impatient:
         return
     if not is_program:
         _stop(number)

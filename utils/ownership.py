@@ -45,9 +45,8 @@ def _locked(folder: Path, option: str) -> filelock.BaseFileLock:
         return lock
     except filelock.Timeout:
         path, remedy = Path(lock.lock_file), f'give another {option}, or wait for its end'
-        if (
-            path.exists() and path.stat().st_size
-        ):  # only a lock of the second kind has content, and may survive its owner
+        # Only a lock of the second kind has content, and may survive its owner.
+        if path.exists() and path.stat().st_size:
             remedy += f'; if it ran on another machine and was killed, remove {path}'
         raise InputError(f'{option} {folder}: another run is using this folder; {remedy}') from None
 

@@ -20,7 +20,7 @@ if len(arrays) != 1 or not isinstance(arrays[0], numpy.ndarray) or arrays[0].dty
     sys.exit('it must contain exactly one array of numbers')
 order = arrays[0].ravel()
 if not len(order) or not (order.astype('int64') == order).all():
-    sys.exit('it must contain whole numbers')
+    sys.exit('it must contain integers')
 sys.stdout.buffer.write(order.astype('int64').tobytes())
 """
 
@@ -44,7 +44,7 @@ def saved_order(folder: str) -> torch.Tensor:
 
 
 def read_mat(path: str) -> torch.Tensor:
-    """The one array of whole numbers in a MATLAB file, flattened to int64.
+    """The one array of integers in a MATLAB file, flattened to int64.
 
     A process of its own reads it, because a damaged file may crash SciPy.
     """

@@ -28,10 +28,10 @@ def test_the_order_of_a_checkpoint_includes_the_dropped_remainder(pretrained):
         ({'a': ['word']}, 'one array of numbers'),
         ({'a': {'b': [1]}}, 'one array of numbers'),
         ({'a': csc_matrix([[1.0, 2.0]])}, 'one array of numbers'),
-        ({'a': [1.0, np.nan]}, 'whole numbers'),
-        ({'a': [1.5, 2.0]}, 'whole numbers'),
-        ({'a': np.array([2**63], np.uint64)}, 'whole numbers'),
-        ({'a': []}, 'whole numbers'),
+        ({'a': [1.0, np.nan]}, 'integers'),
+        ({'a': [1.5, 2.0]}, 'integers'),
+        ({'a': np.array([2**63], np.uint64)}, 'integers'),
+        ({'a': []}, 'integers'),
     ],
 )
 def test_other_mat_files_are_refused(tmp_path, arrays, reason):
