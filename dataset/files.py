@@ -5,6 +5,18 @@ import os
 import stat
 from typing import BinaryIO
 
+from utils.errors import InputError
+
+PACKED = {
+    b'\x1f\x8b': 'gzip data',
+    b'PK\x03\x04': 'a zip archive or an Excel file',
+    b'BZh': 'bzip2 data',
+    b'\xfd7zXZ\x00': 'xz data',
+    b'\x28\xb5\x2f\xfd': 'Zstandard data',
+    b'\xd0\xcf\x11\xe0': 'an old Excel file',
+}
+LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     """Open a file to read its bytes. OSError if it is a folder, a pipe, a socket or a device: reading may never end."""
@@ -19,3 +31,15 @@ def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def refuse_packed(head: bytes, name: str) -> None:
+    """InputError if a file of text, whose first bytes are `head`, is compressed or stands for one that was not fetched.
+
+    name: of the file, for the message.
+    """
+    for magic, what in PACKED.items():
+        if head.startswith(magic):
+            raise InputError(f'{name} is {what}, not text: unpack it, or save it as CSV or JSON')
+    if head.startswith(LFS_POINTER):
+        raise InputError(f'{name} is a pointer of git-lfs, not the file itself: fetch it with git lfs pull')

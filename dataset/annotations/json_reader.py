@@ -1,16 +1,23 @@
-"""JSON lists and JSON Lines, read row by row as a stream, so that a large file is never in memory at once."""
+"""JSON lists and JSON Lines, read row by row as a stream, so that a large file is never in memory at once.
 
+The content says which of the two a file is, whatever its name. A streaming library would be less code, but yajl refuses
+integers of more than 64 bits and gives no positions of errors.
+"""
+
+import codecs
 import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Literal, TextIO
 
-from dataset.files import open_regular
+from dataset.files import open_regular, refuse_packed
 from utils.errors import InputError, MissingFileError
 
 CHUNK = 1 << 20  # characters read at a time
+LINES_ENDINGS = ('.jsonl', '.ndjson')
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
 REMEDY = 'remove it, or write the file again'
 _blank = re.compile(r'[ \t\n\r]*').match
 
@@ -23,7 +30,7 @@ def short(row: object, length: int = 100) -> str:
 
 @contextmanager
 def open_annotations(file: str) -> Iterator[BinaryIO]:
-    """The file opened to read bytes. InputError if that is not possible."""
+    """The file opened to read bytes. InputError if that is not possible, or if it is compressed or not UTF-8."""
     if os.path.isdir(file):
         raise InputError(f'{file} is a folder, not an annotation file: give the JSON file in it')
     try:
@@ -38,18 +45,42 @@ def open_annotations(file: str) -> Iterator[BinaryIO]:
             f'the annotation file {file!r} cannot be read ({reason}): give a JSON file that you may read'
         ) from None
     with handle:
+        head = handle.read(64)
+        refuse_packed(head, file)
+        if head.startswith(WIDE_MARKS):
+            raise InputError(f'{file} is UTF-16 or UTF-32 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)')
+        handle.seek(0)
         yield handle
 
 
-def read_rows(handle: BinaryIO, file: str, lines: bool | None = None) -> Iterator[object]:
+def layout(handle: BinaryIO, file: str) -> Literal['list', 'lines', 'object']:
+    """How an opened file is written: a JSON list, JSON Lines, or one JSON object.
+
+    A list starts with `[`. JSON Lines have an object on each of several lines, or are named so (`.jsonl`, `.ndjson`).
+    """
+    handle.seek(0)
+    start = handle.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b'['):
+        return 'list'
+    if file.lower().endswith(LINES_ENDINGS):
+        return 'lines'
+    first, _, rest = start.partition(b'\n')
+    try:
+        is_lines = rest.lstrip().startswith(b'{') and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        is_lines = False
+    return 'lines' if is_lines else 'object'
+
+
+def read_rows(handle: BinaryIO, file: str, lines: bool = False) -> Iterator[object]:
     """Each row of an opened annotation file as `json` decodes it. InputError if it cannot be decoded or there is none.
 
-    lines: whether it is JSON Lines; by default if its name ends in `.jsonl`.
+    lines: read one object as the only row of JSON Lines.
     """
-    lines = file.endswith('.jsonl') if lines is None else lines
+    form = layout(handle, file)
     handle.seek(0)
     stream = open(handle.fileno(), encoding='utf-8-sig', newline='\n', closefd=False)
-    rows = _json_lines(stream, file) if lines else _json_list(stream, file)
+    rows = _json_lines(stream, file) if form == 'lines' or lines and form == 'object' else _json_list(stream, file)
     count = 0
     try:
         for row in rows:
@@ -87,7 +118,8 @@ def _json_list(stream: TextIO, file: str) -> Iterator[object]:
     if text[0] != '[':
         raise InputError(
             f'{file} must be a JSON list of objects, but it starts with {short(text[:20])}: '
-            f"convert a release's own files with python -m dataset.prepare"
+            "convert a release's own files with python -m dataset.prepare, and give JSON Lines a name that ends in "
+            '.jsonl'
         )
     start = 1  # where the next row, or the comma before it, is looked for
     while True:

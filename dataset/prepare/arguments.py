@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dataset.annotations.json_reader import LINES_ENDINGS
 from dataset.prepare.common import Summary
+from dataset.prepare.texts import encoding_name
 from utils.arguments import Parser
 
-OUT_HELP = {'FOLDER': 'folder to write to', 'F.json': 'annotation file to write'}
+OUT_HELP = {'FOLDER': 'folder to write to', 'F.json': 'annotation file to write; JSON Lines if it ends in .jsonl'}
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], Summary]) -> Parser:
@@ -20,7 +22,9 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], Su
 
 def add_output_arguments(parser: Parser, out: Literal['FOLDER', 'F.json'], per_image: bool = False) -> None:
     """The arguments of all commands that write annotation files. per_image: also `--one-row-per-image`."""
-    parser.add_argument('--out', required=True, metavar=out, help=OUT_HELP[out])
+    parser.add_argument(
+        '--out', required=True, metavar=out, type=str if out == 'FOLDER' else annotation_file, help=OUT_HELP[out]
+    )
     parser.add_argument(
         '--image-prefix',
         default='',
@@ -35,6 +39,15 @@ def add_output_arguments(parser: Parser, out: Literal['FOLDER', 'F.json'], per_i
         help='leave out the images that these files name: annotation files, Karpathy JSON (its val and test images), '
         'COCO JSON, or text files with an image, COCO id or Flickr id per line',
     )
+    parser.add_argument(
+        '--allow-unmatched', action='store_true', help='accept lists of images in which no entry matches an image'
+    )
+    parser.add_argument(
+        '--encoding',
+        type=encoding_name,
+        metavar='NAME',
+        help='of text files without a byte order mark, such as cp1252 or gb18030 (default utf-8)',
+    )
     if per_image:
         parser.add_argument(
             '--one-row-per-image',
@@ -42,6 +55,22 @@ def add_output_arguments(parser: Parser, out: Literal['FOLDER', 'F.json'], per_i
             help='all captions of an image in one row, one of which is drawn at each access (default: one row per '
             'caption)',
         )
+
+
+def annotation_file(word: str) -> str:
+    """An argument that is the name of an annotation file."""
+    if not word.lower().endswith(('.json', *LINES_ENDINGS)):
+        raise argparse.ArgumentTypeError(
+            f'{word!r} does not end in .json, .jsonl or .ndjson, which says what is written'
+        )
+    return word
+
+
+def not_negative(word: str) -> int:
+    """An argument that is an integer of at least 0."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f'{word!r} is not an integer of at least 0')
+    return int(word)
 
 
 def positive(word: str) -> int:

@@ -3,16 +3,18 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dataset.annotations.json_reader import short
 from dataset.annotations.schema import BadRow, clean_row
-from dataset.prepare.arguments import add_command
+from dataset.prepare.arguments import add_command, annotation_file, positive
 from dataset.prepare.common import Summary, clean_caption, progress_bar, stream_json, write_json, write_rows
-from dataset.prepare.findings import TRUNCATED, Repeats, Verdict, count_same_bytes, most_repeated
-from dataset.prepare.folder import is_utf8
-from utils.errors import InputError
+from dataset.prepare.find import find_by_name
+from dataset.prepare.findings import TRUNCATED, Duplicates, Repeats, Verdict, count_same_bytes, most_repeated
+from dataset.prepare.images import is_utf8
+from dataset.prepare.rebase import ImagePaths, Paths, image_paths, parse_rules, rebase_paths
+from utils.errors import InputError, MissingFileError
 
 TEXT_FIELDS = {'nlvr': 'sentence', 'vqa': 'question'}  # 'caption' for the other kinds
 
@@ -22,13 +24,34 @@ def add_check(commands: Any) -> None:
     parser.add_argument('file', metavar='F.json', help='annotation file of any task')
     parser.add_argument('--image-root', default='', metavar='R', help='joined to relative paths, as in training')
     parser.add_argument('--vg-root', metavar='R', help='the same for Visual Genome rows of VQA (default: --image-root)')
-    parser.add_argument('--out', required=True, metavar='G.json', help='clean file to write')
+    parser.add_argument(
+        '--out',
+        required=True,
+        type=annotation_file,
+        metavar='G.json',
+        help='clean file to write; JSON Lines if it ends in .jsonl',
+    )
     parser.add_argument(
         '--rebase',
         action='append',
         default=[],
         metavar='OLD=NEW',
-        help='replace OLD at the start of paths by NEW; may be repeated, the first that fits is used',
+        help='replace OLD at the start of paths by NEW; may be repeated: of several that fit a path, the first whose '
+        'result exists is used',
+    )
+    parser.add_argument(
+        '--find',
+        action='append',
+        default=[],
+        metavar='FOLDER',
+        help='find images that are not where their paths say by their names under FOLDER, if it is certain which file '
+        'is meant: also in another case, with another extension, and COCO images by number; may be repeated',
+    )
+    parser.add_argument(
+        '--drop-duplicates',
+        action='store_true',
+        help='drop rows whose images and texts, and label or answer, equal those of an earlier row (default: count '
+        'them)',
     )
     parser.add_argument(
         '--keep-truncated',
@@ -36,9 +59,8 @@ def add_check(commands: Any) -> None:
         help='keep images that end early, as the official training does (their missing part is gray)',
     )
     parser.add_argument(
-        '--workers', type=int, default=os.cpu_count(), metavar='N', help='processes (default: one per core)'
+        '--workers', type=positive, default=os.cpu_count() or 1, metavar='N', help='processes (default: one per core)'
     )
-    parser.set_defaults(run=run_check)
 
 
 def run_check(args: argparse.Namespace) -> Summary:
@@ -47,35 +69,30 @@ def run_check(args: argparse.Namespace) -> Summary:
     Writes a clean annotation file, and next to it G.report.json, which names each dropped row and the reason. If it was
     interrupted, the same command continues; delete G.progress.jsonl to start again.
     """
-    if os.path.realpath(args.file) == os.path.realpath(args.out):
-        raise InputError(f'--out {args.out} is the file to check: give another file')
-    summary, rebase = Summary(f'Check of {args.file}'), Rebase(args.rebase)
-    vg_root = args.image_root if args.vg_root is None else args.vg_root
-    base = args.out.removesuffix('.json')
-
-    def full_paths(row: dict) -> list[str]:
-        root = vg_root if row.get('dataset') == 'vg' else args.image_root
-        return [os.path.join(root, path) for path in image_paths(row)]
-
-    def rebased_rows() -> Iterator:
-        return map(rebase.rebase_row, progress_bar(stream_json(args.file), 'rows'))
-
-    kind, paths = find_kind_and_images(rebased_rows(), full_paths)
+    report, journal = name_outputs(args.file, args.out)
+    rules = parse_rules(args.rebase)
+    summary = Summary(f'Check of {args.file}')
+    images = ImagePaths(args.image_root, args.image_root if args.vg_root is None else args.vg_root)
+    kind, paths = find_kind_and_images(progress_bar(stream_json(args.file), 'rows'), images)
     if kind is None:
         raise InputError(f'{args.file} contains no JSON object: give an annotation file')
-    rebase.refuse_unused()
-    verdicts = examine_resumably(paths, f'{base}.progress.jsonl', max(1, args.workers))
+    rebase_paths(paths, rules, summary)
+    find_by_name(paths, args.find, summary)
+    images.replace(paths)
+    files = files_to_examine(paths)
+    del paths  # of millions of images
+    verdicts = examine_resumably(files, journal, args.workers)
     count_images(verdicts, args.keep_truncated, summary)
-    bad_rows: list[dict] = []
+    rows = map(images.move_row, progress_bar(stream_json(args.file), 'rows'))
+    usable = UsableRows(kind, images, verdicts, args.keep_truncated, args.drop_duplicates, summary)
     repeats = Repeats()
-    rows = usable_rows(rebased_rows(), kind, full_paths, verdicts, args.keep_truncated, bad_rows, summary)
     try:
-        write_rows(args.out, (repeats.count_row(row, image_paths(row)) for row in rows), summary)
+        write_rows(args.out, (repeats.count_row(row, image_paths(row)) for row in usable.select(rows)), summary)
     finally:  # also if no row is left
         repeats.count['image with the same bytes as another'] = count_same_bytes(verdicts)
         summary.noted.update(repeats.count)
         write_json(
-            f'{base}.report.json',
+            report,
             {
                 'input': args.file,
                 'output': args.out,
@@ -86,53 +103,37 @@ def run_check(args: argparse.Namespace) -> Summary:
                 'noted': summary.noted,
                 'duplicates': repeats.count,
                 'most repeated images': most_repeated(verdicts),
-                'dropped rows': bad_rows,
+                'dropped rows': usable.dropped,
             },
         )
-    os.remove(f'{base}.progress.jsonl')
-    summary.written.append(f'{base}.report.json: {len(bad_rows):,} dropped rows, each with its reason')
+    os.remove(journal)
+    summary.written.append(f'{report}: {len(usable.dropped):,} dropped rows, each with its reason')
     return summary
 
 
-class Rebase:
-    """Rewrites the start of paths."""
-
-    def __init__(self, rules: list[str]):
-        if any('=' not in rule for rule in rules):
-            raise InputError(f'--rebase {" ".join(rules)}: give OLD=NEW')
-        self.rules = [tuple(rule.split('=', 1)) for rule in rules]
-        self.unused = {old for old, _ in self.rules}
-
-    def rebase_path(self, path: object) -> object:
-        for old, new in self.rules:
-            if isinstance(path, str) and path.startswith(old):
-                self.unused.discard(old)
-                return new + path[len(old) :]
-        return path
-
-    def rebase_row(self, row: object) -> object:
-        if not self.rules or not isinstance(row, dict):
-            return row
-        row = dict(row)
-        if 'image' in row:
-            row['image'] = self.rebase_path(row['image'])
-        if isinstance(row.get('images'), list):
-            row['images'] = [self.rebase_path(path) for path in row['images']]
-        return row
-
-    def refuse_unused(self) -> None:
-        for old in self.unused:
-            raise InputError(f'--rebase {old}=...: no path starts with {old}, correct it or leave it out')
+def name_outputs(file: str, out: str) -> tuple[str, str]:
+    """The names of the report and of the progress file. InputError if the input would be overwritten."""
+    if os.path.isdir(out):
+        raise InputError(f'--out {out} is a folder: give the name of a file')
+    base = os.path.splitext(out)[0]
+    report, journal = f'{base}.report.json', f'{base}.progress.jsonl'
+    if os.path.realpath(file) == os.path.realpath(out):
+        raise InputError(f'--out {out} is the file to check: give another file')
+    for name in (report, journal):
+        if os.path.realpath(file) == os.path.realpath(name):
+            raise InputError(f'with --out {out} the file to check, {file}, would be overwritten: give another --out')
+    return report, journal
 
 
-def find_kind_and_images(rows: Iterable, full_paths: Callable[[dict], list[str]]) -> tuple[str | None, list[str]]:
+def find_kind_and_images(rows: Iterable, images: ImagePaths) -> tuple[str | None, Paths]:
     """The kind of annotations, from the first object, and the distinct paths of images in order."""
     kind, paths = None, {}
     for row in rows:
         if isinstance(row, dict):
             kind = kind or kind_of(row)
-            paths.update((path, None) for path in full_paths(row) if is_utf8(path))
-    return kind, list(paths)
+            known = paths.setdefault(images.root_of(row), {})
+            known.update((path, path) for path in image_paths(row))
+    return kind, paths
 
 
 def kind_of(row: dict) -> str:
@@ -142,9 +143,16 @@ def kind_of(row: dict) -> str:
     return 'retrieval_train' if 'image_id' in row and isinstance(row.get('caption'), str) else 'pretrain'
 
 
-def image_paths(row: dict) -> list[str]:
-    paths = row['images'] if isinstance(row.get('images'), list) else [row.get('image')]
-    return [path for path in paths if isinstance(path, str) and path]
+def files_to_examine(paths: Paths) -> list[str]:
+    """The distinct files that rows will name. InputError if none of them exists: the root is wrong."""
+    joined = (os.path.join(root, path) for root, known in paths.items() for path in known.values())
+    files = list(dict.fromkeys(path for path in joined if is_utf8(path)))
+    if files and not any(map(os.path.exists, files)):
+        raise MissingFileError(
+            f'no image exists: {len(files):,} were looked for, the first is {files[0]!r}: give --image-root DIR, '
+            'replace the start of paths with --rebase OLD=NEW, or find the images by name with --find FOLDER'
+        )
+    return files
 
 
 def examine_resumably(paths: list[str], journal: str, workers: int) -> dict[str, Verdict]:
@@ -180,33 +188,61 @@ def read_journal(path: str) -> Iterator[Verdict]:
             yield Verdict(image, reason, tuple(notes), digest)
 
 
-def usable_rows(
-    rows: Iterable,
-    kind: str,
-    full_paths: Callable[[dict], list[str]],
-    verdicts: dict[str, Verdict],
-    keep_truncated: bool,
-    bad_rows: list,
-    summary: Summary,
-) -> Iterator[dict]:
-    """The rows that training can use, with cleaned captions; the others are added to `bad_rows` with the reason."""
-    field = TEXT_FIELDS.get(kind, 'caption')
-    for number, row in enumerate(rows):
-        summary.read['rows'] += 1
+class Dropped(Exception):
+    """A row that training cannot use. example: for the summary; details: for the report."""
+
+    def __init__(self, reason: str, example: str, **details: Any):
+        super().__init__(reason)
+        self.reason, self.example, self.details = reason, example, details
+
+
+class UsableRows:
+    """Selects the rows that training can use, and cleans their captions. `dropped` names the others, for the report."""
+
+    def __init__(
+        self,
+        kind: str,
+        images: ImagePaths,
+        verdicts: dict[str, Verdict],
+        keep_truncated: bool,
+        drop_duplicates: bool,
+        summary: Summary,
+    ):
+        self.kind, self.images, self.verdicts, self.keep_truncated = kind, images, verdicts, keep_truncated
+        self.field = TEXT_FIELDS.get(kind, 'caption')
+        self.duplicates = Duplicates() if drop_duplicates else None
+        self.summary = summary
+        self.dropped: list[dict] = []
+
+    def select(self, rows: Iterable) -> Iterator[dict]:
+        for number, row in enumerate(rows):
+            self.summary.read['rows'] += 1
+            try:
+                yield self._clean(row, number)
+            except Dropped as drop:
+                self.summary.drop(f'row: {drop.reason}', drop.example)
+                entry = {'row': number, 'reason': drop.reason, **drop.details, 'content': short(row, 300)}
+                self.dropped.append(entry)
+
+    def _clean(self, row: object, number: int) -> dict:
         try:
-            clean = clean_row(row, kind)
-            for path in full_paths(row):
-                if reason := drop_reason(verdicts.get(path), keep_truncated):
-                    raise BadRow(reason)
-            texts = [clean[field]] if isinstance(clean[field], str) else clean[field]
-            texts = [text for text in (clean_caption(text, summary) for text in texts) if text is not None]
-            if not texts:
-                raise BadRow(f'{field}: nothing but blanks')
+            clean = clean_row(row, self.kind)
         except BadRow as error:
-            summary.dropped[f'row: {error}'] += 1
-            bad_rows.append({'row': number, 'reason': str(error), 'content': short(row, 300)})
-            continue
-        yield row | {field: texts if isinstance(row[field], list) else texts[0]}
+            raise Dropped(str(error), f'row {number}') from None
+        files = self.images.full_paths(row)
+        for file in files:
+            if reason := drop_reason(self.verdicts.get(file), self.keep_truncated):
+                raise Dropped(reason, repr(file), image=file)
+        texts = [clean[self.field]] if isinstance(clean[self.field], str) else clean[self.field]
+        texts = [text for text in (clean_caption(text, self.summary) for text in texts) if text is not None]
+        if not texts:
+            raise Dropped(f'{self.field}: nothing but blanks', f'row {number}')
+        if self.duplicates is not None:
+            first = self.duplicates.add(number, (*files, *texts, clean.get('label'), str(clean.get('answer'))))
+            if first is not None:
+                reason = 'the same images and texts as an earlier row'
+                raise Dropped(reason, f'row {number}, as row {first}', **{'earlier row': first})
+        return row | {self.field: texts if isinstance(row[self.field], list) else texts[0]}
 
 
 def drop_reason(verdict: Verdict | None, keep_truncated: bool) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.annotations.json_reader import open_annotations, read_rows
+from dataset.annotations.json_reader import LINES_ENDINGS, open_annotations, read_rows
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -28,18 +28,32 @@ class Summary:
         self.dropped: Counter = Counter()  # by reason
         self.changed: Counter = Counter()  # written with changes
         self.noted: Counter = Counter()  # written without changes, but remarkable
+        self.first: dict[str, str] = {}  # the first example of what was dropped, changed or noted
         self.written: list[str] = []
+
+    def drop(self, reason: str, example: str | None = None, count: int = 1) -> None:
+        """Count what is dropped; the first example of a reason is shown."""
+        self.dropped[reason] += count
+        if example is not None and count:
+            self.first.setdefault(reason, example)
+
+    def note(self, what: str, example: str | None = None, count: int = 1) -> None:
+        """Count what is remarkable; the first example is shown."""
+        self.noted[what] += count
+        if example is not None and count:
+            self.first.setdefault(what, example)
 
     def print(self) -> None:
         lines = [('read', f'{count:,} {what}') for what, count in self.read.items()]
         if self.excluded:
             lines.append(('excluded', f'{len(self.excluded):,} images named by --exclude'))
         for name in ('dropped', 'changed', 'noted'):
-            lines += [(name, f'{count:,} x {what}') for what, count in getattr(self, name).most_common() if count]
+            for what, count in getattr(self, name).most_common():
+                example = f', the first: {self.first[what]}' if what in self.first else ''
+                lines += [(name, f'{count:,} x {what}{example}')] * (count > 0)
         lines += [('written', what) for what in self.written]
-        print(self.title)
-        for name, what in lines:
-            print(f'  {name:9} {what}')
+        text = '\n'.join([self.title, *(f'  {name:9} {what}' for name, what in lines)])
+        print(text.encode(errors='backslashreplace').decode())  # Linux allows any bytes in the names of files
 
 
 def progress_bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
@@ -64,7 +78,7 @@ def load_json(path: str) -> Any:
             raise InputError(f'{path} cannot be read ({error}): download it again') from None
 
 
-def stream_json(path: str, lines: bool | None = None) -> Iterator[Any]:
+def stream_json(path: str, lines: bool = False) -> Iterator[Any]:
     """The items of a JSON list or of JSON Lines, one at a time."""
     with open_annotations(path) as handle:
         yield from read_rows(handle, path, lines)
@@ -96,6 +110,8 @@ def clean_caption(text: Any, summary: Summary) -> str | None:
     if len(words) > MAX_WORDS:
         text = ' '.join(words[:MAX_WORDS])
         summary.changed[f'caption cut at {MAX_WORDS} words'] += 1
+    if '\ufffd' in text:
+        summary.note('caption with U+FFFD, which an earlier wrong decoding left, kept', text[:60])
     if EMOJI.search(text):
         summary.noted['caption with emoji, kept'] += 1
     return text
@@ -114,15 +130,19 @@ def caption_rows(images: Iterable[tuple[str, list]], per_image: bool, summary: S
 
 
 def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
-    """Write rows as a JSON list, one per line, atomically. InputError if there is none."""
+    """Write rows atomically: as JSON Lines if the name says so, else as a JSON list, one row per line.
+
+    InputError if there is no row.
+    """
     count, texts, images = 0, 0, set()
+    start, between, end = ('', '\n', '\n') if path.lower().endswith(LINES_ENDINGS) else ('[\n', ',\n', '\n]\n')
     with atomic_write(path) as out:
         for row in rows:
-            out.write(f'{"," if count else "["}\n{json.dumps(row)}')
+            out.write((between if count else start) + json.dumps(row))
             count += 1
             texts += len(row['caption']) if isinstance(row.get('caption'), list) else 1
             images.update(row['images'] if 'images' in row else [row['image']])
-        out.write('\n]\n')
+        out.write(end)
         if not count:
             summary.print()
             raise InputError(f'no row is left to write to {path}: the summary says what was dropped or excluded')

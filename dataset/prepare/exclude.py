@@ -4,39 +4,95 @@ Half of Visual Genome is COCO, and COCO, SBU and Flickr30k all come from Flickr:
 image of another, under another name.
 """
 
+import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dataset.annotations.json_reader import open_annotations
-from dataset.prepare.common import load_json, require_key, stream_json
+from dataset.annotations.json_reader import LINES_ENDINGS, layout, open_annotations
+from dataset.prepare.common import Summary, load_json, stream_json
+from dataset.prepare.entries import Entry
+from dataset.prepare.images import image_extensions, without_extension
+from dataset.prepare.tables import DELIMITERS, IMAGE_COLUMNS
+from dataset.prepare.texts import read_lines
 from utils.errors import InputError
 
 COCO_NAME = re.compile(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})')
+FLICKR_NAME = re.compile(r'([1-9]\d{4,})(?:_[0-9a-f]{6,})?(?:_[a-z])?')  # ID.jpg, or the end of a URL: ID_SECRET_z.jpg
 FLICKR_URL = re.compile(r'flickr\.com/(?:\w+/)*(\d+)_[0-9a-f]+')
-LONGEST_COCO_ID = 6  # digits; Flickr ids are longer
+VISUAL_GENOME = 'VG_100K'  # in folders of this name numbers are those of Visual Genome
+LONGEST_COCO_ID = 6  # digits
+FROM_NAME = object()
 
 
 class Exclusions:
-    """The images that the files of `--exclude` name."""
+    """The images that the files of `--exclude` (or `--val`, `--test`) name.
 
-    def __init__(self, files: list[str]):
-        self.keys: set[str] = set()
+    allow_unmatched: accept that no entry names an image of the dataset. encoding: of text files, see `read_lines`.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        encoding: str | None = None,
+        option: str = '--exclude',
+        allow_unmatched: bool = False,
+    ):
+        self.option, self.allow_unmatched = option, allow_unmatched
+        self.entries: dict[str, dict[frozenset[str], str]] = {}  # file: {keys of an entry: the entry}
+        self.seen: set[str] = set()  # keys that an image of the dataset has
+        self.example: str | None = None  # the path of an image of the dataset
         for file in files:
-            keys = {key for entry in _read_entries(file) for key in _keys_of_entry(str(entry))}
-            if not keys:
-                raise InputError(f'--exclude {file} names no image: give a list of images or an annotation file')
-            self.keys |= keys
+            named = {}
+            for entry in map(str, _read_entries(file, option, encoding)):
+                named.setdefault(frozenset(_keys_of_entry(entry)), entry)
+            if not named:
+                raise InputError(f'{option} {file} names no image: give a list of images or an annotation file')
+            self.entries[file] = named
+        self.keys = {key for named in self.entries.values() for keys in named for key in keys}
 
-    def contains(self, path: str, coco_id: int | str | None = None, flickr_id: int | str | None = None) -> bool:
+    def contains(self, path: str, coco_id: int | str | None = None, flickr_id: Any = FROM_NAME) -> bool:
+        """Whether an image of the dataset is named. The ids are those that its dataset knows; by default the Flickr id
+        is taken from its name."""
         if not self.keys:
             return False
+        self.example = self.example or path
         folder, stem = _folder_and_stem(path)
-        keys = {stem, f'{folder}/{stem}', f'coco:{coco_id}', f'flickr:{flickr_id}'}
+        keys = {stem, f'{folder}/{stem}', f'coco:{coco_id}'}
+        if flickr_id is not FROM_NAME:
+            keys.add(f'flickr:{flickr_id}')
+        elif match := FLICKR_NAME.fullmatch(stem):
+            keys.add(f'flickr:{match[1]}')
         if match := COCO_NAME.fullmatch(stem):
             keys.add(f'coco:{int(match[1])}')
-        return not self.keys.isdisjoint(keys)
+        found = self.keys & keys
+        self.seen |= found
+        return bool(found)
+
+    def report(self, summary: Summary) -> None:
+        """After all images: count the entries that match none. InputError if none of them matches."""
+        matched = 0
+        for file, named in self.entries.items():
+            unmatched = [entry for keys, entry in named.items() if self.seen.isdisjoint(keys)]
+            matched += len(named) - len(unmatched)
+            summary.note(
+                f'entry of {self.option} {file}, of {len(named):,}, that matches no image',
+                unmatched[0].strip() if unmatched else None,
+                len(unmatched),
+            )
+        if self.entries and not matched and not self.allow_unmatched:
+            file, named = next(iter(self.entries.items()))
+            raise InputError(
+                f'{self.option} {" ".join(self.entries)}: no entry matches an image: an entry is '
+                f'{next(iter(named.values())).strip()!r}, an image {self.example!r}; give a list for this dataset, or '
+                'accept it with --allow-unmatched'
+            )
+
+    def reported(self, rows: Iterable, summary: Summary) -> Iterator:
+        """The rows, and after the last one `report`, so that a file is not written if nothing was left out of it."""
+        yield from rows
+        self.report(summary)
 
 
 def flickr_id(url: str | None) -> str | None:
@@ -46,8 +102,8 @@ def flickr_id(url: str | None) -> str | None:
 
 
 def _folder_and_stem(path: str) -> tuple[str, str]:
-    folder, name = os.path.split(path)
-    return os.path.basename(folder), os.path.splitext(name)[0]
+    folder, name = os.path.split(path.replace('\\', '/'))
+    return os.path.basename(folder), without_extension(name)
 
 
 def _keys_of_entry(entry: str) -> set[str]:
@@ -55,37 +111,56 @@ def _keys_of_entry(entry: str) -> set[str]:
     folder, stem = _folder_and_stem(entry)
     if match := COCO_NAME.fullmatch(stem):
         return {f'coco:{int(match[1])}'}
-    if entry.isdecimal() and len(entry) <= LONGEST_COCO_ID:
-        return {f'coco:{int(entry)}'}
+    if entry.isdecimal() and len(entry) <= LONGEST_COCO_ID:  # not a name: Visual Genome has files of such numbers
+        return {f'coco:{int(entry)}', f'flickr:{entry}'}
     keys = {f'{folder}/{stem}' if folder else stem}
-    if stem.isdecimal() and not stem.startswith('0') and (not folder or 'flickr' in entry.lower()):
-        keys.add(f'flickr:{stem}')
+    if (match := FLICKR_NAME.fullmatch(stem)) and not folder.startswith(VISUAL_GENOME):
+        keys.add(f'flickr:{match[1]}')
     return keys
 
 
-def _read_entries(file: str) -> Iterator[Any]:
+def _read_entries(file: str, option: str, encoding: str | None) -> Iterator[Any]:
     """Each name or id of an image in a text file, a release's JSON, or an annotation file."""
-    if not file.endswith(('.json', '.jsonl')):
-        try:
-            with open(file, encoding='utf-8') as lines:
-                yield from (line for line in lines if line.strip())
-        except UnicodeDecodeError as error:
-            raise InputError(f'--exclude {file} is not UTF-8 text ({error.reason}): convert it') from None
+    if not file.lower().endswith(('.json', *LINES_ENDINGS)):
+        yield from _text_entries(file, encoding)
         return
     with open_annotations(file) as handle:
-        is_mapping = handle.read(64).lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'{')
-    if is_mapping and file.endswith('.json'):
-        for image in load_json(file).get('images', []):
-            if not isinstance(image, dict):
-                raise InputError(
-                    f"--exclude {file}: an entry of 'images' is not an object: give the file of the release"
-                )
-            if image.get('split', 'test') in ('val', 'test'):
-                name = image.get('cocoid') or image.get('file_name') or image.get('filename')
-                yield name or require_key(image, 'id', file, "an entry of 'images'")
+        is_release = layout(handle, file) == 'object'
+    if is_release:
+        for image in Entry(load_json(file), file).entries('images', 'image'):
+            if image.get('split') in (None, 'val', 'test'):
+                yield image.identity('cocoid', 'file_name', 'filename', 'id')
         return
-    for row in stream_json(file):
-        if not isinstance(row, dict):
+    for number, row in enumerate(stream_json(file)):
+        if isinstance(row, str | int):
             yield row
-        elif 'image' in row or 'images' in row:
-            yield from row.get('images') or [require_key(row, 'image', file, 'a row')]
+        else:
+            row = Entry(row, file, f'row {number}')
+            yield from row.list('images') if 'images' in row else [row.text('image')]
+
+
+def _text_entries(file: str, encoding: str | None) -> Iterator[str]:
+    """The image of each line: the line itself, its part up to the extension of an image, or a column of a table."""
+    extensions = '|'.join(re.escape(extension) for extension in image_extensions())
+    name = re.compile(rf'"?(.+?(?:{extensions}))"?(?:$|[#,;|\t ])', re.IGNORECASE)
+    column = None
+    for number, line in enumerate(read_lines(file, encoding)):
+        line = line.strip()
+        if number == 0 and (column := _image_column(line)):
+            continue
+        if column:
+            fields = next(csv.reader([line], delimiter=column[0], skipinitialspace=True), [])
+            line = fields[column[1]].strip() if column[1] < len(fields) else ''
+        if line:
+            match = name.match(line)
+            yield match[1] if match else re.split('[#,;|\t]', line)[0]
+
+
+def _image_column(heading: str) -> tuple[str, int] | None:
+    """The delimiter and the number of the column of images, if a line is the heading of a table."""
+    for delimiter in DELIMITERS:
+        names = [name.strip(' "').lower() for name in heading.split(delimiter)]
+        for known in IMAGE_COLUMNS:
+            if known in names:
+                return delimiter, names.index(known)
+    return None

@@ -38,6 +38,18 @@ class Repeats:
         self.hashes[what].add(key)
 
 
+class Duplicates:
+    """Finds what was added before. Stores hashes, like `Repeats`."""
+
+    def __init__(self):
+        self.rows: dict[int, int] = {}  # {hash of the content: number of the first row that has it}
+
+    def add(self, row: int, content: tuple) -> int | None:
+        """The number of the earlier row with the same content, if there is one."""
+        first = self.rows.setdefault(hash(content), row)
+        return None if first == row else first
+
+
 def count_same_bytes(verdicts: dict[str, Verdict]) -> int:
     """How many files have the same content as an earlier file."""
     digests = [verdict.digest for verdict in verdicts.values() if verdict.digest]

@@ -1,25 +1,26 @@
-"""Your own images: a folder with a .txt file for each image, or a table with a column of paths and one of captions."""
+"""Your own images: files with a .txt each, a table with a column of images and one of captions, or packed images."""
 
 import argparse
-import csv
-import io
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
-
-import pyarrow
-import pyarrow.parquet as parquet
+from typing import Any
 
 from dataset.files import open_regular
 from dataset.prepare.arguments import add_command, add_output_arguments
-from dataset.prepare.common import Summary, add_prefix, caption_rows, progress_bar, stream_json, write_rows
+from dataset.prepare.common import Summary, add_prefix, caption_rows, progress_bar, write_rows
 from dataset.prepare.exclude import Exclusions
-from dataset.prepare.web import EXTENSIONS, image_files
+from dataset.prepare.images import (
+    BESIDE,
+    count_other,
+    files_under,
+    has_image_extension,
+    is_utf8,
+    without_extension,
+)
+from dataset.prepare.packed import is_packed, unpack
+from dataset.prepare.tables import table_pairs
+from dataset.prepare.texts import decode_text
 from utils.errors import InputError
-
-IMAGE_COLUMNS = ('image', 'image_path', 'path', 'file', 'filename', 'file_name', 'filepath', 'image_name', 'img')
-CAPTION_COLUMNS = ('caption', 'text', 'captions', 'sentence', 'description', 'title', 'comment')
 
 
 def add_folder(commands: Any) -> None:
@@ -32,24 +33,58 @@ def add_folder(commands: Any) -> None:
         help='folder that the paths of a table are relative to (default: that of the table); missing images are '
         'dropped',
     )
+    parser.add_argument(
+        '--unpack-to', metavar='DIR', help='folder for the images of tars and of Parquet files with embedded images'
+    )
+    parser.add_argument(
+        '--kind',
+        choices=['pretrain', 'retrieval_train', 'retrieval_eval'],
+        default='pretrain',
+        help='rows to write: for pre-training, for retrieval with the image_id that its training needs, or for the '
+        'evaluation of retrieval, one row per image (default pretrain)',
+    )
     add_output_arguments(parser, 'F.json', per_image=True)
 
 
 def run_folder(args: argparse.Namespace) -> Summary:
-    """your own: images with a .txt file each, or a CSV, TSV, Parquet or JSON Lines file with two columns
+    """your own: images with a .txt file each, a table with two columns, or packed images
 
-    SOURCE is a folder in which a.txt contains the captions of a.jpg, one per line; or a table with columns named image
-    and caption, or similarly, or as --columns says. Paths are written relative to the folder.
+    SOURCE is a folder in which a.txt contains the captions of a.jpg, one per line; or a CSV, TSV, Parquet or JSON Lines
+    file with columns named image and caption, or similarly, or as --columns says; or a webdataset .tar or a Parquet
+    file with embedded images, or a folder of them, which are unpacked once to --unpack-to. Paths are written relative
+    to the folder of the images.
     """
-    summary = Summary(f'Images of {args.source}')
-    if os.path.isdir(args.source):
-        images = images_with_texts(args.source, summary)
+    summary, group = Summary(f'Images of {args.source}'), args.one_row_per_image or args.kind == 'retrieval_eval'
+    if is_packed(args.source, args.columns):
+        if not args.unpack_to:
+            raise InputError(f'{args.source} has packed images: give a folder to unpack them to with --unpack-to')
+        images = unpack(args.source, args.unpack_to, args.columns, args.encoding, summary)
+    elif os.path.isdir(args.source):
+        images = images_with_texts(args.source, args.encoding, summary)
     else:
         root = args.image_root if args.image_root is not None else os.path.dirname(args.source)
-        images = images_of_table(args.source, args.columns, root, args.one_row_per_image, summary)
-    images = drop_unusable(progress_bar(images, 'images'), Exclusions(args.exclude), args.image_prefix, summary)
-    write_rows(args.out, caption_rows(images, args.one_row_per_image, summary), summary)
+        images = images_of_table(table_pairs(args.source, args.columns, args.encoding, summary), root, summary)
+    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
+    images = drop_unusable(progress_bar(images, 'images'), exclusions, args.image_prefix, summary)
+    if group:
+        images = captions_by_image(images).items()
+    rows = exclusions.reported(rows_of(images, args.kind, group, summary), summary)
+    write_rows(args.out, rows, summary)
     return summary
+
+
+def rows_of(images: Iterable[tuple[str, list]], kind: str, per_image: bool, summary: Summary) -> Iterator[dict]:
+    """The rows of a kind of annotation file; the image_id of retrieval is the path of the image."""
+    for row in caption_rows(images, per_image, summary):
+        yield row | ({'image_id': row['image']} if kind == 'retrieval_train' else {})
+
+
+def captions_by_image(images: Iterable[tuple[str, list]]) -> dict[str, list]:
+    """All captions of each image, in the order of first occurrence."""
+    groups: dict[str, list] = {}
+    for path, captions in images:
+        groups.setdefault(path, []).extend(captions)
+    return groups
 
 
 def drop_unusable(
@@ -60,114 +95,68 @@ def drop_unusable(
         if exclusions.contains(path):
             summary.excluded.add(path)
         elif not is_utf8(path):
-            summary.dropped['file whose name is not UTF-8'] += 1
+            summary.drop('file whose name is not UTF-8', repr(path))
         else:
             yield add_prefix(prefix, path), captions
 
 
-def is_utf8(path: str) -> bool:
-    """Whether a path can be written to a file and read back (Linux allows any bytes in names)."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def images_with_texts(folder: str, encoding: str | None, summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """(path, lines of its .txt file) of each image; blank lines are ignored.
 
-
-def images_with_texts(folder: str, summary: Summary) -> Iterator[tuple[str, list[str]]]:
-    """(path, lines of its .txt file) of each image; blank lines are ignored."""
-    for path in image_files(folder):
-        if not path.lower().endswith(EXTENSIONS):
+    InputError after the last if the text of some cannot be decoded.
+    """
+    files = list(progress_bar(files_under(folder, summary), 'files'))
+    texts = {path[:-4] for path in files if path.endswith('.txt')}
+    unused, faults = set(texts), []
+    for path in files:
+        name = without_extension(path)
+        if not has_image_extension(path) and (name not in texts or not _is_image(os.path.join(folder, path))):
+            if not path.lower().endswith(BESIDE):
+                count_other(path, summary)
             continue
         summary.read['images'] += 1
+        unused.discard(name)
+        if name not in texts:
+            summary.drop('image without a .txt', path)
+            continue
         try:
-            text = open_regular(os.path.join(folder, os.path.splitext(path)[0] + '.txt'))
-            with io.TextIOWrapper(text, encoding='utf-8-sig', errors='replace', newline='\n') as file:
-                captions = [line for line in file if line.strip()]
-        except FileNotFoundError:
-            summary.dropped['image without a .txt'] += 1
+            captions = _read_text(os.path.join(folder, f'{name}.txt'), encoding)
+        except InputError as error:
+            faults.append(str(error))
             continue
         if captions:
             yield path, captions
         else:
-            summary.dropped['image with an empty .txt'] += 1
+            summary.drop('image with an empty .txt', path)
+    summary.drop('.txt without an image', f'{min(unused)}.txt' if unused else None, len(unused))
+    if faults:
+        raise InputError(f'{len(faults)} of {len(texts)} .txt files cannot be read, the first: {faults[0]}')
 
 
-def images_of_table(
-    path: str, columns: list[str] | None, root: str, group: bool, summary: Summary
-) -> Iterator[tuple[str, list]]:
-    """(path, captions) of each row or, if `group`, of each image, in the order of first occurrence."""
-    groups: dict[str, list] = {}
-    for image, caption in table_pairs(path, columns):
-        summary.read['rows'] += 1
-        if not isinstance(image, str) or not image.strip():
-            summary.dropped['row without the path of an image'] += 1
-        elif '\0' in image or not os.path.isfile(os.path.join(root, image.strip())):
-            summary.dropped['image that is not there'] += 1
-        else:
-            captions = caption if isinstance(caption, list) else [caption]
-            if group:
-                groups.setdefault(image.strip(), []).extend(captions)
-            else:
-                yield image.strip(), captions
-    yield from groups.items()
+def _read_text(path: str, encoding: str | None) -> list[str]:
+    with open_regular(path) as file:
+        lines = decode_text(file.read(), path, encoding).replace('\r\n', '\n').split('\n')
+    return [line for line in lines if line.strip()]
 
 
-def table_pairs(path: str, columns: list[str] | None) -> Iterator[tuple[object, object]]:
-    """(image, caption) of each row of a CSV, TSV, Parquet or JSON Lines file."""
-    ending = os.path.splitext(path)[1].lower()
-    if ending in ('.csv', '.tsv'):
-        yield from _csv_pairs(path, '\t' if ending == '.tsv' else ',', columns)
-    elif ending in ('.jsonl', '.json'):
-        for number, row in enumerate(stream_json(path)):
-            if not isinstance(row, dict):
-                raise InputError(f'{path}: row {number} is not an object with an image and a caption')
-            if number == 0:
-                columns = choose_columns(list(row), columns, path)
-            yield row.get(columns[0]), row.get(columns[1])
-    elif ending == '.parquet':
-        with open(path, 'rb') as file:
-            yield from _parquet_pairs(path, file, columns)
-    else:
-        raise InputError(f'{path} is not a folder or a .csv, .tsv, .parquet, .jsonl or .json file')
+def _is_image(path: str) -> bool:
+    """Whether a file without the extension of an image is one."""
+    from dataset.images import BadImage, open_image  # here, because OpenCV is slow to import
 
-
-def _parquet_pairs(path: str, file: BinaryIO, columns: list[str] | None) -> Iterator[tuple[object, object]]:
     try:
-        with parquet.ParquetFile(file) as table:
-            image, caption = choose_columns(table.schema_arrow.names, columns, path)
-            for batch in table.iter_batches(columns=[image, caption]):
-                yield from zip(batch[image].to_pylist(), batch[caption].to_pylist(), strict=True)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None
+        return bool(open_image(path))
+    except BadImage:
+        return False
 
 
-def _csv_pairs(path: str, delimiter: str, columns: list[str] | None) -> Iterator[tuple[object, object]]:
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
-        lines = (line.replace('\0', ' ') for line in file)  # the csv module of older Pythons refuses NUL
-        reader = csv.reader(lines, delimiter=delimiter)
-        heading = next(reader, None)
-        if heading is None:
-            raise InputError(f'{path} is empty: give a table with a column of images and one of captions')
-        if columns is None and len(heading) == 2 and heading[0].lower().endswith(EXTENSIONS):  # there is no heading
-            yield heading[0], heading[1]
-            image, caption = 0, 1
+def images_of_table(pairs: Iterable[tuple[object, object]], root: str, summary: Summary) -> Iterator[tuple[str, list]]:
+    """(path, captions) of each row of a table whose image is there."""
+    for image, caption in pairs:
+        summary.read['rows'] += 1
+        path = image.strip() if isinstance(image, str) else ''
+        if not path:
+            summary.dropped['row without the path of an image'] += 1
+        elif '\0' in path or not os.path.isfile(os.path.join(root, path)):
+            summary.drop('image that is not there', os.path.join(root, path))
         else:
-            image, caption = (heading.index(name) for name in choose_columns(heading, columns, path))
-        for row in reader:
-            if row:
-                yield tuple(row[i] if i < len(row) else None for i in (image, caption))
-
-
-def choose_columns(names: list[str], wanted: list[str] | None, path: str) -> list[str]:
-    """The names of the image and caption columns; InputError if they are not found."""
-    if wanted is None:
-        lower = {name.lower(): name for name in reversed(names)}
-        known = (IMAGE_COLUMNS, CAPTION_COLUMNS)
-        wanted = [next((lower[name] for name in group if name in lower), None) for group in known]
-    if not all(name in names for name in wanted):
-        raise InputError(
-            f'{path} has the columns {", ".join(names)}: choose those of images and captions with --columns'
-        )
-    return wanted
+            yield path, caption if isinstance(caption, list) else [caption]

@@ -2,15 +2,20 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from dataset.prepare.arguments import add_command, add_output_arguments
-from dataset.prepare.common import Summary, add_prefix, caption_rows, clean_caption, load_json, require_key, write_rows
+from dataset.prepare.common import Summary, add_prefix, caption_rows, clean_caption, load_json, write_rows
+from dataset.prepare.entries import Entry
 from dataset.prepare.exclude import Exclusions
+from dataset.prepare.images import without_extension
+from dataset.prepare.texts import read_lines
 from utils.errors import InputError, MissingFileError
 
+SPLITS = ('train', 'restval', 'val', 'test')
 TRAINING = ('train', 'restval')  # restval: the images of COCO's val2014 that are neither in val nor in test
 
 
@@ -50,9 +55,11 @@ def run_coco(args: argparse.Namespace) -> Summary:
             "give Karpathy's dataset_coco.json without other files, because it contains all captions; to leave its "
             'test images out of captions_*.json, name it after --exclude'
         )
-    read = karpathy_images if karpathy[0] else coco_images
-    images = [image for path, data in loaded for image in read(data, path, args.image_prefix, 'coco_')]
-    images = drop_excluded(images, Exclusions(args.exclude), summary)
+    if karpathy[0]:
+        images = karpathy_images(*loaded[0][::-1], args.image_prefix, 'coco_', summary)
+    else:
+        images = [image for path, data in loaded for image in coco_images(data, path, args.image_prefix, summary)]
+    images = drop_excluded(images, args, summary)
     training = [(image.path, image.captions) for image in images if image.split in TRAINING]
     write_rows(os.path.join(args.out, 'coco.json'), caption_rows(training, args.one_row_per_image, summary), summary)
     if karpathy[0]:
@@ -68,18 +75,40 @@ def run_flickr30k(args: argparse.Namespace) -> Summary:
     """
     summary = Summary('Flickr30k')
     if args.file.endswith('.json'):
+        if args.val or args.test:
+            raise InputError(
+                f'--val and --test: {args.file} says itself which images are in val and test: leave them out'
+            )
         data = load_json(args.file)
         if not is_karpathy(data):
             raise InputError(f'{args.file} has no images with sentences and split: give dataset_flickr30k.json')
-        images = karpathy_images(data, args.file, args.image_prefix, '')
+        images = karpathy_images(data, args.file, args.image_prefix, '', summary)
     else:
-        val, test = (Exclusions([file] if file else []) for file in (args.val, args.test))
-        images = list(token_images(args.file, args.image_prefix, summary))
-        for image in images:
-            image.split = 'test' if test.contains(image.path) else 'val' if val.contains(image.path) else 'train'
-    images = drop_excluded(images, Exclusions(args.exclude), summary)
+        images = list(token_images(args.file, args.image_prefix, args.encoding, summary))
+        split_images(images, args, summary)
+    images = drop_excluded(images, args, summary)
     write_retrieval(args.out, 'flickr30k', images, summary)
+    if not summary.written:
+        summary.print()
+        raise InputError(f'no row of {args.file} is left to write: the summary says what was dropped or excluded')
     return summary
+
+
+def split_images(images: list['Image'], args: argparse.Namespace, summary: Summary) -> None:
+    """Set the split of each image by the lists of --val and --test. InputError if none of a list's entries matches."""
+    named: dict[str, set[str]] = {}
+    for split in ('val', 'test'):
+        file = getattr(args, split)
+        images_of_list = Exclusions([file] if file else [], args.encoding, f'--{split}', args.allow_unmatched)
+        named[split] = {image.path for image in images if images_of_list.contains(image.path)}
+        images_of_list.report(summary)
+    both = named['val'] & named['test']
+    if both:
+        raise InputError(
+            f'--val and --test both name {len(both)} images, such as {min(both)}: give lists without overlap'
+        )
+    for image in images:
+        image.split = next((split for split in named if image.path in named[split]), 'train')
 
 
 def is_karpathy(data: object) -> bool:
@@ -89,47 +118,58 @@ def is_karpathy(data: object) -> bool:
     return {'sentences', 'split'} <= set(entries[0])
 
 
-def karpathy_images(data: dict, path: str, prefix: str, id_prefix: str) -> list[Image]:
+def karpathy_images(data: dict, path: str, prefix: str, id_prefix: str, summary: Summary) -> list[Image]:
     """The images of Karpathy's dataset_*.json."""
     images = []
-    for entry in data['images']:
-        name = require_key(entry, 'filename', path, 'an image')
-        folder = [entry['filepath']] if entry.get('filepath') else []
-        captions = [require_key(sentence, 'raw', path, 'a sentence') for sentence in entry['sentences']]
-        number = entry.get('cocoid') or os.path.splitext(name)[0]
-        images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', entry['split'], captions))
+    for entry in Entry(data, path).entries('images', 'image'):
+        name, split = entry.text('filename'), entry.text('split')
+        if split not in SPLITS:
+            summary.drop(f'image of another split than {", ".join(SPLITS)}', f'{entry.place}, split {split!r}')
+            continue
+        folder = [entry.text('filepath')] if entry.get('filepath') else []
+        captions = [sentence.get('raw') for sentence in entry.entries('sentences', 'sentence')]
+        number = entry.identity('cocoid') if 'cocoid' in entry else without_extension(name)
+        images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', split, captions))
     return images
 
 
-def coco_images(data: dict, path: str, prefix: str, id_prefix: str) -> Iterable[Image]:
+def coco_images(data: object, path: str, prefix: str, summary: Summary) -> Iterable[Image]:
     """The images of COCO's own captions_*.json."""
-    images = {}
-    for entry in require_key(data, 'images', path, 'its top level'):
-        name = require_key(entry, 'file_name', path, 'an image')
+    images, top = {}, Entry(data, path)
+    for entry in top.entries('images', 'image'):
+        name, number = entry.text('file_name'), entry.identity('id')
         # 2014: COCO_train2014_000000000009.jpg is in train2014; 2017: only the URL contains the folder.
-        folder = name.split('_')[1] if name.startswith('COCO_') else entry.get('coco_url', '/').split('/')[-2]
-        images[entry['id']] = Image(add_prefix(prefix, *filter(None, [folder]), name), f'{id_prefix}{entry["id"]}')
-    for annotation in require_key(data, 'annotations', path, 'its top level'):
-        caption = require_key(annotation, 'caption', path, 'an annotation')
-        if annotation['image_id'] in images:
-            images[annotation['image_id']].captions.append(caption)
+        folder = name.split('_')[1] if re.match('COCO_[^_]+_', name) else folder_of_url(entry.get('coco_url'))
+        if str(number) in images:
+            raise InputError(f'{path}: {entry.place} has the id {number!r} of an image before it: correct one of them')
+        images[str(number)] = Image(add_prefix(prefix, *filter(None, [folder]), name), f'coco_{number}')
+    for annotation in top.entries('annotations', 'annotation'):
+        if image := images.get(str(annotation.identity('image_id'))):
+            image.captions.append(annotation.get('caption'))
+        else:
+            summary.drop('caption of an image that is not listed', f'{path}, {annotation.place}')
     return images.values()
 
 
-def token_images(path: str, prefix: str, summary: Summary) -> Iterable[Image]:
+def folder_of_url(url: object) -> str:
+    """The last folder in the URL of an image; '' if there is none, as tools for annotation write it."""
+    path = re.sub(r'^\w+://[^/]*', '', url) if isinstance(url, str) else ''
+    return os.path.basename(os.path.dirname(path))
+
+
+def token_images(path: str, prefix: str, encoding: str | None, summary: Summary) -> Iterable[Image]:
     """The images of `NAME#0<TAB>caption` lines, or of `NAME| 0| caption` lines under a heading."""
     images: dict[str, Image] = {}
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist: give results_20130124.token, results.csv or Karpathy JSON')
-    with open(path, encoding='utf-8', errors='replace') as lines:
-        for number, line in enumerate(lines):
-            name, caption = _split_line(line)
-            if caption is None:
-                if number and line.strip():
-                    summary.dropped['line without an image and a caption'] += 1
-                continue
-            image = images.setdefault(name, Image(add_prefix(prefix, name), os.path.splitext(name)[0]))
-            image.captions.append(caption)
+    for number, line in enumerate(read_lines(path, encoding)):
+        name, caption = _split_line(line)
+        if caption is None:
+            if number and line.strip():
+                summary.drop('line without an image and a caption', f'{path}, line {number + 1}')
+            continue
+        image = images.setdefault(name, Image(add_prefix(prefix, name), without_extension(name)))
+        image.captions.append(caption)
     if not images:
         raise InputError(
             f'{path} has no lines NAME#0<TAB>caption or NAME| 0| caption: give a caption file of Flickr30k'
@@ -141,18 +181,22 @@ def _split_line(line: str) -> tuple[str, str | None]:
     """(image name, caption) of a line; no caption if it has another form."""
     if '\t' in line and '#' in line.split('\t')[0]:
         name, caption = line.split('\t', 1)
-        return name.split('#')[0].strip(), caption
+        return name.rpartition('#')[0].strip(), caption
     parts = line.split('|', 2)
     if len(parts) == 3 and parts[1].strip().isdecimal():
         return parts[0].strip(), parts[2]
     return '', None
 
 
-def drop_excluded(images: list[Image], exclusions: Exclusions, summary: Summary) -> list[Image]:
+def drop_excluded(images: Iterable[Image], args: argparse.Namespace, summary: Summary) -> list[Image]:
+    """The images that --exclude does not name."""
+    images = list(images)
+    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
     remaining = [image for image in images if not exclusions.contains(image.path)]
     summary.read['images'] += len(images)
     summary.read['captions'] += sum(len(image.captions) for image in images)
     summary.excluded |= {image.path for image in images} - {image.path for image in remaining}
+    exclusions.report(summary)
     return remaining
 
 

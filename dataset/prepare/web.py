@@ -1,26 +1,31 @@
 """CC3M and SBU: lists of captions and URLs, and the images that a downloader could still get."""
 
 import argparse
-import glob
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow.parquet as parquet
 
-from dataset.prepare.arguments import add_command, add_output_arguments
-from dataset.prepare.common import Summary, add_prefix, clean_caption, load_json, progress_bar, require_key, write_rows
+from dataset.annotations.json_reader import short
+from dataset.prepare.arguments import add_command, add_output_arguments, not_negative
+from dataset.prepare.common import Summary, add_prefix, clean_caption, load_json, progress_bar, write_rows
+from dataset.prepare.entries import Entry
 from dataset.prepare.exclude import Exclusions, flickr_id
+from dataset.prepare.images import files_under, image_files, is_utf8, without_extension
+from dataset.prepare.numbering import match_numbers
+from dataset.prepare.texts import read_lines
 from utils.arguments import Parser
-from utils.errors import InputError, MissingFileError
+from utils.errors import InputError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
+WEB = ('http://', 'https://')
 
 
 def stem_of(path: str) -> str:
     """The name of a file without folder, extension and leading zeros."""
-    return os.path.splitext(os.path.basename(path))[0].lstrip('0') or '0'
+    return without_extension(os.path.basename(path)).lstrip('0') or '0'
 
 
 def _crc_stems(row: int, url: str) -> list[str]:
@@ -32,7 +37,6 @@ def _crc_stems(row: int, url: str) -> list[str]:
 NAMINGS: dict[str, Callable[[int, str], list[str]]] = {
     'crc32': _crc_stems,
     'basename': lambda row, url: [stem_of(url.split('?')[0])],
-    'row': lambda row, url: [stem_of(str(row))],
 }
 
 
@@ -52,11 +56,24 @@ def add_download_arguments(parser: Parser) -> None:
     parser.add_argument('--images', required=True, metavar='FOLDER', help='where the downloader put the images')
     parser.add_argument(
         '--naming',
-        choices=['auto', 'table', *NAMINGS],
+        choices=['auto', 'table', 'row', *NAMINGS],
         default='auto',
         help='how it named them. table: as in the Parquet tables of URLs and keys that img2dataset writes; crc32: '
-        'ROW_CRC or CRC, the CRC-32 of the URL; basename: the last part of the URL; row: the number of the row, from 0 '
+        'ROW_CRC or CRC, the CRC-32 of the URL; basename: the last part of the URL; row: the number of the row '
         '(default: the table if there is one, otherwise the naming that fits most rows)',
+    )
+    parser.add_argument(
+        '--first-row',
+        type=not_negative,
+        metavar='N',
+        help='the number that names the image of the first row (default 0)',
+    )
+    parser.add_argument(
+        '--per-folder',
+        type=not_negative,
+        metavar='N',
+        help='file numbers start anew in each folder, and a folder has N rows: row = N x folder + file; 0 if they '
+        'continue over the folders (default: what the names show)',
     )
     add_output_arguments(parser, 'F.json')
 
@@ -66,7 +83,8 @@ def run_cc3m(args: argparse.Namespace) -> Summary:
 
     Each row of the TSV whose image was downloaded becomes a row of the annotation file.
     """
-    return match_and_write(Summary('Conceptual Captions'), read_tsv(args.files[0]), args)
+    pairs = read_tsv(args.files[0], args.encoding)
+    return match_and_write(Summary('Conceptual Captions'), pairs, args)
 
 
 def run_sbu(args: argparse.Namespace) -> Summary:
@@ -74,104 +92,133 @@ def run_sbu(args: argparse.Namespace) -> Summary:
 
     Each caption whose image was downloaded becomes a row of the annotation file.
     """
-    return match_and_write(Summary('SBU captions'), read_sbu(args.files), args)
+    return match_and_write(Summary('SBU captions'), read_sbu(args.files, args.encoding), args)
 
 
-def read_tsv(path: str) -> list[tuple[str, str]]:
+def read_tsv(path: str, encoding: str | None = None) -> list[tuple[str, str]]:
     """(URL, caption) of caption<TAB>URL lines, in either order; a heading is skipped."""
     pairs = []
-    with open(path, encoding='utf-8', errors='replace', newline='\n') as lines:
-        for number, line in enumerate(lines):
-            caption, _, url = line.rstrip('\r\n').partition('\t')
-            if caption.startswith(('http://', 'https://')):
-                caption, url = url, caption
-            if url.startswith(('http://', 'https://')):
-                pairs.append((url, caption))
-            elif number and line.strip():
-                pairs.append(('', caption))  # dropped and counted later, because row numbers must not shift
+    for number, line in enumerate(read_lines(path, encoding)):
+        caption, _, url = line.rstrip('\r\n').partition('\t')
+        if caption.startswith(WEB):
+            caption, url = url, caption
+        if url.startswith(WEB):
+            pairs.append((url, caption))
+        elif number and line.strip():
+            pairs.append(('', caption))  # dropped and counted later, because row numbers must not shift
     if not any(url for url, _ in pairs):
         raise InputError(f'{path} has no caption<TAB>URL lines: give Train_GCC-training.tsv or the validation TSV')
     return pairs
 
 
-def read_sbu(paths: list[str]) -> list[tuple[str, str]]:
+def read_sbu(paths: list[str], encoding: str | None = None) -> list[tuple[str, Any]]:
     """(URL, caption) of sbu-captions-all.json, or of the two TXT files in any order."""
     if len(paths) == 1 and paths[0].endswith('.json'):
-        data = load_json(paths[0])
-        urls, captions = (require_key(data, key, paths[0], 'its top level') for key in ('image_urls', 'captions'))
+        data = Entry(load_json(paths[0]), paths[0])
+        urls, captions = data.list('image_urls'), data.list('captions')
     elif len(paths) == 2:
-        texts = []
-        for path in paths:
-            with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
-                texts.append(file.read().rstrip('\n').split('\n'))
-        urls, captions = sorted(texts, key=lambda lines: not lines[0].startswith('http'))
+        texts = [[line.rstrip('\r\n') for line in read_lines(path, encoding)] for path in paths]
+        urls, captions = sorted(texts, key=lambda lines: not ''.join(lines[:1]).startswith(WEB))
     else:
         raise InputError('give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and ..._captions.txt')
-    if len(urls) != len(captions) or not urls or not urls[0].startswith('http'):
+    urls = [url.strip() if isinstance(url, str) and url.strip().startswith(WEB) else '' for url in urls]
+    if not any(urls):
+        raise InputError(f'{" and ".join(paths)}: there is no URL: give the files of the release')
+    if len(urls) != len(captions):
         raise InputError(
             f'{" and ".join(paths)} must contain as many URLs as captions, not {len(urls)} and {len(captions)}: '
             f'download again'
         )
-    return list(zip((url.strip() for url in urls), captions, strict=True))
+    return list(zip(urls, captions, strict=True))
 
 
-def match_and_write(summary: Summary, pairs: list[tuple[str, str]], args: argparse.Namespace) -> Summary:
+def match_and_write(summary: Summary, pairs: list[tuple[str, Any]], args: argparse.Namespace) -> Summary:
     summary.read['captions and URLs'] = len(pairs)
-    images = find_images(args.images, args.naming, pairs, summary)
-    rows = matched_rows(pairs, images, Exclusions(args.exclude), args.image_prefix, summary)
-    write_rows(args.out, rows, summary)
+    images = find_images(pairs, args, summary)
+    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
+    rows = matched_rows(pairs, images, exclusions, args.image_prefix, summary)
+    write_rows(args.out, exclusions.reported(rows, summary), summary)
     return summary
 
 
 def matched_rows(
-    pairs: list[tuple[str, str]], images: dict[int, str], exclusions: Exclusions, prefix: str, summary: Summary
+    pairs: list[tuple[str, Any]], images: dict[int, str], exclusions: Exclusions, prefix: str, summary: Summary
 ) -> Iterator[dict]:
     """Pre-training rows of the pairs whose image is there. images: {row: path}."""
     for row, (url, caption) in enumerate(progress_bar(pairs, 'rows')):
         if not url:
-            summary.dropped['line without a URL'] += 1
+            summary.drop('line without a URL', f'row {row}')
         elif row not in images:
-            summary.dropped['image not in the download folder'] += 1
+            summary.drop('image not in the download folder', f'row {row}, {url}')
         elif exclusions.contains(images[row], flickr_id=flickr_id(url)):
             summary.excluded.add(images[row])
         elif (clean := clean_caption(caption, summary)) is not None:
             yield {'image': add_prefix(prefix, images[row]), 'caption': clean}
 
 
-def find_images(folder: str, naming: str, pairs: list[tuple[str, str]], summary: Summary) -> dict[int, str]:
-    """{row: path of its image under `folder`} of the rows that have an image of their own."""
-    files = unambiguous_files(folder, summary)
-    tables = sorted(glob.glob(os.path.join(glob.escape(folder), '**', '*.parquet'), recursive=True))
-    if naming == 'table' or naming == 'auto' and tables:
-        keys = keys_by_url(tables)
-        candidates = {'the table of the download': lambda row, url: [keys[url]] if url in keys else []}
-    else:
-        candidates = NAMINGS if naming == 'auto' else {naming: NAMINGS[naming]}
-    matches = {name: match_rows(pairs, files, stems) for name, stems in candidates.items()}
-    best = max(matches, key=lambda name: len(matches[name]))
-    if not matches[best]:
+def find_images(pairs: list[tuple[str, Any]], args: argparse.Namespace, summary: Summary) -> dict[int, str]:
+    """{row: path of its image under --images} of the rows that have an image of their own."""
+    files = []
+    for path in progress_bar(files_under(args.images, summary), 'files'):
+        if is_utf8(path):
+            files.append(path)
+        else:
+            summary.drop('file whose name is not UTF-8', repr(path))
+    paths = list(image_files(files, summary))
+    summary.read['images in the download folder'] = len(paths)
+    tables = [os.path.join(args.images, path) for path in files if path.endswith('.parquet')]
+    stems, numbers = candidates(args, tables), None
+    named, shared = unambiguous_files(paths)
+    matches = {name: match_rows(pairs, named, possible) for name, possible in stems.items()}
+    weights = {name: len(rows) for name, rows in matches.items()}
+    if args.naming == 'row' or 'basename' in stems and args.naming == 'auto':
+        numbers = match_numbers(paths, len(pairs), args.per_folder, args.first_row)
+        matches['row'], weights['row'] = numbers.rows, numbers.files if numbers.fault else len(numbers.rows)
+    elif args.per_folder is not None or args.first_row is not None:
+        raise InputError('--per-folder and --first-row are for --naming row: leave them out, or give --naming row')
+    best = max(weights, key=weights.get)
+    if best == 'row' and numbers.fault:
+        raise InputError(f'the images in {args.images}: {numbers.fault}')
+    found, how = matches[best], best
+    if not found:
         raise InputError(
-            f'no image in {folder} is named after a row or a URL: give the folder of the images with --images, and '
-            f'how they are named with --naming'
+            f'no image in {args.images} is named after a row or a URL: give the folder of the images with --images, '
+            f'and how they are named with --naming'
         )
-    summary.title += f', images found by {best}'
-    return matches[best]
+    if best == 'row':
+        how += f', {numbers.size} rows per folder' if numbers.size else ''
+        shared = {}
+        summary.drop('image whose row another image has, too', count=numbers.conflicts)
+        summary.drop('image whose number is beyond the last row', count=numbers.beyond)
+    for same in shared.values():
+        summary.drop('image whose name another image has, too', ' and '.join(same[:2]), len(same))
+    unused = set(paths).difference(found.values(), *shared.values())
+    counted = numbers.conflicts + numbers.beyond if best == 'row' else 0
+    summary.drop('image that no row names', min(unused, default=None), len(unused) - counted)
+    row = min(found)
+    summary.title += f', images found by {how}; check a pair: {found[row]} is row {row}, {short(pairs[row][1])}'
+    return found
 
 
-def unambiguous_files(folder: str, summary: Summary) -> dict[str, str]:
-    """{stem: path} of the images under `folder`, without stems that several files share."""
-    files: dict[str, str] = {}
-    shared = set()
-    for path in progress_bar(image_files(folder), 'images'):
-        summary.read['images in the download folder'] += 1
-        if files.setdefault(stem_of(path), path) != path:
-            shared.add(stem_of(path))
-    summary.dropped['name that several images share'] = len(shared)
-    return {stem: path for stem, path in files.items() if stem not in shared}
+def candidates(args: argparse.Namespace, tables: list[str]) -> dict[str, Callable[[int, str], list[str]]]:
+    """{naming: function from row number and URL to the possible stems} of the namings to try, without row numbers."""
+    if args.naming == 'table' or args.naming == 'auto' and tables:
+        keys = keys_by_url(tables)
+        return {'table': lambda row, url: [keys[url]] if url in keys else []}
+    return {name: stems for name, stems in NAMINGS.items() if args.naming in ('auto', name)}
+
+
+def unambiguous_files(paths: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """({stem: path} of the images with a name of their own, {stem: paths} of the others)."""
+    named = defaultdict(list)
+    for path in paths:
+        named[stem_of(path)].append(path)
+    alone = {stem: same[0] for stem, same in named.items() if len(same) == 1}
+    return alone, {stem: same for stem, same in named.items() if len(same) > 1}
 
 
 def match_rows(
-    pairs: list[tuple[str, str]], files: dict[str, str], stems: Callable[[int, str], list[str]]
+    pairs: list[tuple[str, Any]], files: dict[str, str], stems: Callable[[int, str], list[str]]
 ) -> dict[int, str]:
     """{row: path}, without files that match several URLs."""
     owner: dict[str, str] = {}
@@ -194,17 +241,6 @@ def keys_by_url(tables: list[str]) -> dict[str, str]:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).split('\n')[0]
             raise InputError(f'{path} is not an img2dataset table with url and key ({reason}): use --naming') from None
-        keys.update(zip(table['url'].to_pylist(), map(stem_of, table['key'].to_pylist()), strict=True))
+        pairs = zip(table['url'].to_pylist(), table['key'].to_pylist(), strict=True)
+        keys.update((url, stem_of(str(key))) for url, key in pairs if url is not None and key is not None)
     return keys
-
-
-def image_files(folder: str) -> Iterator[str]:
-    """Sorted paths under `folder` of files that have the extension of an image or, as with some downloaders, none."""
-    if not os.path.isdir(folder):
-        raise MissingFileError(f'the folder {folder} does not exist: give the folder of the images')
-    for here, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            extension = os.path.splitext(name)[1].lower()
-            if (extension in EXTENSIONS or not extension) and not name.startswith('.'):
-                yield os.path.relpath(os.path.join(here, name), folder).replace(os.sep, '/')

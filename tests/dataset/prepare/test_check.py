@@ -159,9 +159,116 @@ def test_check_rebases(tmp_path):
     file = write(tmp_path / 'f.jsonl', '\n'.join(map(json.dumps, rows)))
     run('check', file, '--out', tmp_path / 'g.json', '--rebase', f'/old/server={tmp_path}/new', '--workers', 1)
     assert [row['image'] for row in read(tmp_path / 'g.json')] == [f'{tmp_path}/new/a.jpg'] * 2
+    assert read(tmp_path / 'g.report.json')['changed'] == {'image with a path that --rebase rewrites': 1}
     refused = ['check', file, '--out', tmp_path / 'h.json', '--rebase']
-    assert 'no path starts with /mistyped' in refuse(*refused, '/mistyped=/x')
+    message = refuse(*refused, '/mistyped=/x')
+    assert 'no path starts with /mistyped' in message and "'/old/server/a.jpg'" in message
     assert 'give OLD=NEW' in refuse(*refused, '/old')
+
+
+def test_the_rule_whose_result_exists_is_used(tmp_path):
+    for name in ('VG_100K/1.jpg', 'VG_100K_2/2.jpg', 'b/3.jpg'):
+        jpeg(tmp_path / 'images' / name)
+    names = ['vg/1.jpg', 'vg/2.jpg', 'vg/gone.jpg', 'vg/sub/3.jpg', 'b/3.jpg']
+    file = write(tmp_path / 'f.json', [{'image': name, 'caption': 'x'} for name in names])
+    command = ['check', file, '--image-root', tmp_path / 'images', '--out', tmp_path / 'g.json', '--workers', 1]
+    run(*command, '--rebase', 'vg=VG_100K', '--rebase', 'vg=VG_100K_2', '--rebase', 'vg/sub=b')
+    assert [row['image'] for row in read(tmp_path / 'g.json')] == [
+        'VG_100K/1.jpg',
+        'VG_100K_2/2.jpg',
+        'b/3.jpg',
+        'b/3.jpg',
+    ]
+    [dropped] = read(tmp_path / 'g.report.json')['dropped rows']
+    assert dropped['row'] == 2 and dropped['image'] == f'{tmp_path}/images/VG_100K/gone.jpg'
+
+
+def test_each_reason_shows_an_example(tmp_path, capsys):
+    jpeg(tmp_path / 'a.jpg')
+    names = ['a.jpg', 'coco/b.jpg', 'coco/c.jpg', '\udcff.jpg']
+    rows = [{'image': name, 'caption': 'x'} for name in names] + [{'image': 'a.jpg', 'caption': 7}]
+    run(
+        'check',
+        write(tmp_path / 'f.json', rows),
+        '--image-root',
+        tmp_path,
+        '--out',
+        tmp_path / 'g.json',
+        '--workers',
+        1,
+    )
+    shown = capsys.readouterr().out
+    assert f"2 x row: image: No such file or directory, the first: '{tmp_path}/coco/b.jpg'" in shown
+    assert f"not UTF-8, the first: '{tmp_path}/\\udcff.jpg'" in shown
+    assert "'caption' must be a string or a list of strings, the first: row 4" in shown
+
+
+def test_if_no_image_exists_the_remedies_are_named(tmp_path):
+    file = write(tmp_path / 'f.json', [{'image': f'/other/machine/{i}.jpg', 'caption': 'x'} for i in range(3)])
+    message = refuse('check', file, '--image-root', tmp_path, '--out', tmp_path / 'g.json')
+    assert "3 were looked for, the first is '/other/machine/0.jpg'" in message
+    assert '--rebase' in message and '--find' in message and os.listdir(tmp_path) == ['f.json']
+
+
+@pytest.mark.parametrize(
+    ('row', 'others'),
+    [
+        ({'image': 'a.jpg', 'caption': ['x', 'y']}, [{'image': 'b.jpg'}, {'caption': ['y', 'x']}, {'caption': 'x'}]),
+        (
+            {'images': ['a.jpg', 'b.jpg'], 'sentence': 'x', 'label': 'True'},
+            [{'images': ['b.jpg', 'a.jpg']}, {'sentence': 'X'}, {'label': False}],
+        ),
+        (
+            {'question': 'x', 'image': 'a.jpg', 'dataset': 'vqa', 'question_id': 1, 'answer': ['1']},
+            [{'answer': ['2']}, {'question': 'y'}, {'dataset': 'vg'}],
+        ),
+    ],
+)
+def test_duplicate_rows_are_dropped_on_request(tmp_path, capsys, row, others):
+    for name in ('1/a.jpg', '1/b.jpg', '2/a.jpg'):
+        jpeg(tmp_path / name)
+    rows = [row, *(row | other for other in others), row | {'extra': 'ignored', 'question_id': 7}]
+    command = ['check', write(tmp_path / 'f.json', rows), '--image-root', tmp_path / '1', '--vg-root', tmp_path / '2']
+    run(*command, '--out', tmp_path / 'all.json', '--workers', 1)
+    assert read(tmp_path / 'all.json') == rows and 'image and caption that came before' in capsys.readouterr().out
+    run(*command, '--out', tmp_path / 'g.json', '--workers', 1, '--drop-duplicates')
+    assert read(tmp_path / 'g.json') == rows[:-1]
+    [dropped] = read(tmp_path / 'g.report.json')['dropped rows']
+    assert (dropped['row'], dropped['earlier row']) == (4, 0)
+    assert '1 x row: the same images and texts as an earlier row, the first: row 4, as row 0' in capsys.readouterr().out
+
+
+def test_duplicates_are_what_is_written(tmp_path):
+    """A row equals another if its path was replaced or its caption cleaned to the same."""
+    jpeg(tmp_path / 'new/a.jpg')
+    rows = [{'image': 'old/a.jpg', 'caption': 'a\ncat'}, {'image': 'new/a.jpg', 'caption': 'a cat '}]
+    command = ['check', write(tmp_path / 'f.json', rows), '--image-root', tmp_path, '--drop-duplicates', '--workers', 1]
+    run(*command, '--out', tmp_path / 'g.json', '--rebase', 'old=new')
+    assert read(tmp_path / 'g.json') == [{'image': 'new/a.jpg', 'caption': 'a cat'}]
+
+
+@pytest.mark.parametrize('name', ['clean.jsonl', 'clean.JSON', 'clean.ndjson'])
+def test_report_and_progress_are_named_after_the_output(tmp_path, name):
+    jpeg(tmp_path / 'a.jpg')
+    file = write(tmp_path / 'f.json', [{'image': 'a.jpg', 'caption': 'x'}])
+    run('check', file, '--image-root', tmp_path, '--out', tmp_path / name, '--workers', 1)
+    assert sorted(os.listdir(tmp_path)) == sorted(['a.jpg', 'f.json', name, 'clean.report.json'])
+    assert len(load_annotations(str(tmp_path / name), 'pretrain')) == 1
+
+
+def test_check_overwrites_no_input(tmp_path):
+    for name in ('g.report.json', 'g.progress.jsonl'):
+        file = write(tmp_path / name, [{'image': 'a.jpg', 'caption': 'x'}])
+        assert 'would be overwritten' in refuse('check', file, '--out', tmp_path / 'g.jsonl')
+    (tmp_path / 'folder.json').mkdir()
+    assert 'is a folder' in refuse('check', file, '--out', tmp_path / 'folder.json')
+
+
+@pytest.mark.parametrize('workers', ['0', '-1', '1.5', 'all'])
+def test_workers_are_an_integer_of_at_least_1(workers, capsys):
+    with pytest.raises(SystemExit):
+        run('check', 'f.json', '--out', 'g.json', '--workers', workers)
+    assert 'is not an integer of at least 1' in capsys.readouterr().err
 
 
 def test_check_refuses_other_files(tmp_path):
@@ -171,7 +278,8 @@ def test_check_refuses_other_files(tmp_path):
     assert 'give another file' in refuse('check', tmp_path / 'f.json', '--out', tmp_path / 'f.json')
     assert 'does not exist' in refuse('check', tmp_path / 'absent.json', *out)
     assert 'no JSON object' in refuse('check', write(tmp_path / 'f.json', '[1, 2]'), *out)
-    assert 'no row is left' in refuse('check', write(tmp_path / 'f.json', [{'image': 'a', 'caption': 'x'}]), *out)
+    empty = write(tmp_path / 'empty.jpg', '')
+    assert 'no row is left' in refuse('check', write(tmp_path / 'f.json', [{'image': empty, 'caption': 'x'}]), *out)
     assert read(tmp_path / 'g.report.json')['dropped rows'][0]['row'] == 0 and not (tmp_path / 'g.json').exists()
 
 

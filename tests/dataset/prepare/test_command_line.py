@@ -10,7 +10,7 @@ from tests.dataset.prepare.tools import refuse, run, write
 
 
 def test_every_command_has_help(capsys):
-    for command in ('coco', 'vg', 'cc3m', 'sbu', 'flickr30k', 'nlvr2', 'vqa', 'folder', 'check'):
+    for command in ('coco', 'vg', 'cc3m', 'sbu', 'flickr30k', 'nlvr2', 'vqa', 'answers', 'folder', 'check'):
         with pytest.raises(SystemExit) as stop:
             run(command, '--help')
         assert stop.value.code == 0 and '--out' in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_debug_shows_the_traceback(tmp_path):
     [
         ('', 'is not complete JSON'),
         ('{"images": [{"sentences"', 'is not complete JSON'),
-        ('[1, 2]', "has no 'images'"),
+        ('[1, 2]', 'its top level is [1, 2], not an object'),
         ('[' * 100_000, 'cannot be read (maximum recursion depth exceeded'),
         (f'{{"images": {"9" * 5000}}}', 'cannot be read (Exceeds the limit'),
         ('{"images": [{"id": 1}], "annotations": []}', "has no 'file_name'"),
@@ -64,8 +64,8 @@ def test_a_release_that_was_cut_is_refused(tmp_path, text, message):
 def test_a_bad_exclude_file_is_refused(tmp_path, karpathy):
     command = ['coco', karpathy, '--out', tmp_path, '--exclude']
     assert 'names no image' in refuse(*command, write(tmp_path / 'empty.txt', '\n'))
-    assert 'is not an object' in refuse(*command, write(tmp_path / 'a.json', {'images': [1]}))
-    assert "has no 'id'" in refuse(*command, write(tmp_path / 'a.json', {'images': [{}]}))
+    assert 'image 0 is 1, not an object' in refuse(*command, write(tmp_path / 'a.json', {'images': [1]}))
+    assert "has no 'cocoid'" in refuse(*command, write(tmp_path / 'a.json', {'images': [{}]}))
     os.mkfifo(tmp_path / 'pipe.json')
     assert 'it is a pipe or a device' in refuse(*command, tmp_path / 'pipe.json')
     (tmp_path / 'latin1.txt').write_bytes(b'caf\xe9.jpg\n')

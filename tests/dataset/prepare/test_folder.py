@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from dataset.annotations import load_annotations
 from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 from utils.entry import user_message
 
@@ -95,3 +96,77 @@ def test_folder_refuses_what_it_cannot_read(tmp_path):
     jpeg(tmp_path / 'own/a.jpg')
     assert 'no row is left' in refuse('folder', tmp_path / 'own', *out)
     assert not (tmp_path / 'f.json').exists()
+
+
+def test_texts_that_cannot_be_decoded_are_counted_and_refused(tmp_path):
+    texts = {'a': 'a red star\r\n'.encode('utf-16'), 'b': b'it\x92s a dog', 'c': '一颗红色的星星'.encode('gb18030')}
+    for name, data in texts.items():
+        jpeg(tmp_path / f'own/{name}.jpg')
+        (tmp_path / f'own/{name}.txt').write_bytes(data)
+    command = ['folder', tmp_path / 'own', '--out', tmp_path / 'f.json']
+    message = refuse(*command)
+    assert message.startswith(f'2 of 3 .txt files cannot be read, the first: {tmp_path}/own/b.txt: byte 0x92')
+    assert not (tmp_path / 'f.json').exists()
+    (tmp_path / 'own/c.jpg').unlink()
+    run(*command, '--encoding', 'cp1252')
+    assert [row['caption'] for row in read(tmp_path / 'f.json')] == ['a red star', 'it’s a dog']
+
+
+@pytest.mark.parametrize('source', ['folder', 'table'])
+def test_folder_writes_rows_of_retrieval(tmp_path, source):
+    for name in ('a.jpg', 'b.jpg'):
+        jpeg(tmp_path / 'own' / name)
+    captions = {'a': ['star a', 'another a'], 'b': ['star b']}
+    if source == 'folder':
+        own = tmp_path / 'own'
+        for name, texts in captions.items():
+            write(own / f'{name}.txt', '\n'.join(texts))
+    else:
+        lines = ['a.jpg,star a', 'b.jpg,star b', 'a.jpg,another a']
+        own = write(tmp_path / 'own/own.csv', '\n'.join(['image,caption', *lines]))
+    expected = {
+        'retrieval_train': [
+            {'image': 'x/a.jpg', 'caption': 'star a', 'image_id': 'x/a.jpg'},
+            {'image': 'x/a.jpg', 'caption': 'another a', 'image_id': 'x/a.jpg'},
+            {'image': 'x/b.jpg', 'caption': 'star b', 'image_id': 'x/b.jpg'},
+        ],
+        'retrieval_eval': [
+            {'image': 'x/a.jpg', 'caption': ['star a', 'another a']},
+            {'image': 'x/b.jpg', 'caption': ['star b']},
+        ],
+    }
+    for kind, rows in expected.items():
+        run('folder', own, '--out', tmp_path / f'{kind}.json', '--kind', kind, '--image-prefix', 'x')
+        assert sorted(read(tmp_path / f'{kind}.json'), key=lambda row: row['image']) == rows
+        assert len(load_annotations(str(tmp_path / f'{kind}.json'), kind)) == len(rows)
+
+
+@pytest.mark.parametrize('ending', ['jsonl', 'ndjson', 'JSONL', 'json'])
+def test_the_name_says_what_is_written(tmp_path, ending):
+    jpeg(tmp_path / 'own/a.jpg')
+    write(tmp_path / 'own/a.txt', 'star\nanother')
+    out = tmp_path / f'f.{ending}'
+    run('folder', tmp_path / 'own', '--out', out)
+    rows = [{'image': 'a.jpg', 'caption': 'star'}, {'image': 'a.jpg', 'caption': 'another'}]
+    text = out.read_text()
+    assert (json.loads(text) if ending == 'json' else list(map(json.loads, text.splitlines()))) == rows
+    run('check', out, '--image-root', tmp_path / 'own', '--out', tmp_path / f'g.{ending}', '--workers', 1)
+    assert (tmp_path / f'g.{ending}').read_text() == text
+
+
+@pytest.mark.parametrize('command', ['folder', 'check', 'vg', 'cc3m', 'sbu'])
+def test_an_output_of_another_name_is_refused(tmp_path, capsys, command):
+    arguments = {'vg': ['a', 'b'], 'cc3m': ['a', '--images', 'b'], 'sbu': ['a', '--images', 'b']}.get(command, ['a'])
+    for name in ('f.json.gz', 'f.csv', 'f'):
+        with pytest.raises(SystemExit):
+            run(command, *arguments, '--out', name)
+        assert f"'{name}' does not end in .json, .jsonl or .ndjson" in capsys.readouterr().err
+
+
+def test_damage_of_an_earlier_decoding_is_noted(tmp_path, capsys):
+    jpeg(tmp_path / 'own/a.jpg')
+    write(tmp_path / 'own/a.txt', 'it\ufffds a dog')
+    run('folder', tmp_path / 'own', '--out', tmp_path / 'f.json')
+    assert (
+        '1 x caption with U+FFFD, which an earlier wrong decoding left, kept, the first: it' in capsys.readouterr().out
+    )

@@ -1,0 +1,166 @@
+"""Images found by name wherever they lie (`check --find`), if it is certain which file is meant.
+
+A path whose file does not exist is looked up by name, by name in any case, by name without extension, and for COCO
+names by the number. Of several files the one is taken that shares most folders with the path, counted from the end.
+A file that fits several paths belongs to the one that it fits best: numbering often starts anew in each folder, and
+then the same name does not mean the same image.
+"""
+
+import functools
+import itertools
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+
+from dataset.prepare.common import Summary, progress_bar
+from dataset.prepare.exclude import COCO_NAME
+from dataset.prepare.images import files_under, without_extension
+from dataset.prepare.rebase import Paths
+from utils.errors import MissingFileError
+
+FOUND = 'image found elsewhere by its name'
+OUTSIDE = 'image found outside its root: training needs images_outside_root: true, or a root that holds all images'
+
+
+def find_by_name(paths: Paths, folders: list[str], summary: Summary) -> None:
+    """Replace the values of `paths` that do not exist by files under `folders` that have their names."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise MissingFileError(f'--find {folder}: there is no such folder')
+    missing = {}
+    for root, known in paths.items() if folders else ():
+        bar = progress_bar(known.items(), 'looking for images', len(known))
+        missing[root] = {path: new for path, new in bar if not os.path.exists(os.path.join(root, new))}
+    keys = {_key(path) for known in missing.values() for path in known.values()}
+    if not keys:
+        return
+    found = find_files(missing, index_files(keys, folders, summary), summary)
+    owners = find_owners(found, missing, paths)
+    for root, files in found.items():
+        for path, file in files.items():
+            wanted = missing[root][path]
+            if file in owners and owners[file] != {(root, _parts(wanted))} and not _is_certain(wanted, file):
+                what = 'image not replaced, because the only file of its name fits another path as well or better'
+                summary.note(what, f'{wanted!r}: {file!r}')
+                continue
+            new = paths[root][path] = path_from_root(file, root)
+            summary.changed[FOUND] += 1
+            summary.first.setdefault(FOUND, f'{wanted!r} is now {new!r}')
+            if root and os.path.isabs(new):
+                summary.note(OUTSIDE, repr(new))
+
+
+def index_files(wanted: set[str], folders: Iterable[str], summary: Summary) -> dict[str, list[str]]:
+    """{key of the name: absolute paths} of the files under the folders that have a wanted key."""
+    files = defaultdict(list)
+    for folder in map(os.path.abspath, folders):
+        for path in progress_bar(files_under(folder, summary), f'files in {folder}'):
+            if (key := _key(path)) in wanted:
+                files[key].append(os.path.join(folder, path))
+    return files
+
+
+def find_files(missing: Paths, files: dict[str, list[str]], summary: Summary) -> Paths:
+    """{root: {path: the file that it finds}} of missing images. Those that find several are counted.
+
+    files: by the key of the name.
+    """
+    found: Paths = {root: {} for root in missing}
+    for root, known in missing.items():
+        for path, wanted in known.items():
+            best = best_files(wanted, files.get(_key(wanted), []))
+            if len(best) == 1:
+                found[root][path] = best[0]
+            elif best:
+                example = f'{wanted!r}: {best[0]!r} and {best[1]!r}'
+                summary.note('image found in several places, not replaced', example)
+    return found
+
+
+def best_files(path: str, files: list[str]) -> list[str]:
+    """The files of the same key that fit a path best; several if that is not certain."""
+    if len(files) < 2:
+        return files
+    fits = {file: fit(path, file) for file in files}
+    best = [file for file in files if fits[file] == max(fits.values())]
+    # Folders that overlap, and links, name a file twice.
+    return list({os.path.realpath(file): file for file in best[::-1]}.values())[::-1]
+
+
+def fit(path: str, file: str) -> tuple[int, int]:
+    """How well a file fits a path, higher is better: how similar the names are, then how many folders are the same."""
+    parts, others = _parts(path), _parts(file)
+    forms = (str, _fold, lambda name: _fold(without_extension(name)), _key)
+    rank = next(rank for rank, form in enumerate(forms) if form(parts[-1]) == form(others[-1]))
+    pairs = zip(parts[-2::-1], others[-2::-1], strict=False)
+    return -rank, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def find_owners(found: Paths, missing: Paths, paths: Paths) -> dict[str, set[tuple[str, tuple[str, ...]]]]:
+    """{file: the images, as (root, parts of the path), that it fits best} of the found files that several paths name.
+
+    An image that is where its path says owns its file.
+    """
+    finders: dict[str, tuple[str, str]] = {}
+    claims: dict[str, list[tuple[tuple[int, int], tuple]]] = {}
+
+    def claim(file: str, root: str, path: str, rank: tuple[int, int]) -> None:
+        claims.setdefault(file, []).append((rank, (root, _parts(path))))
+
+    for root, files in found.items():
+        for path, file in files.items():
+            wanted = missing[root][path]
+            first = finders.setdefault(file, (root, wanted))
+            if first != (root, wanted):
+                claim(file, *first, fit(first[1], file))
+                claim(file, root, wanted, fit(wanted, file))
+    for root, known in paths.items():
+        for path, there in known.items():
+            if path not in missing[root] and (file := os.path.abspath(os.path.join(root, there))) in finders:
+                claim(file, *finders[file], fit(finders[file][1], file))
+                claim(file, root, there, (1, 0))
+    best = {file: max(rank for rank, _ in some) for file, some in claims.items()}
+    return {file: {image for rank, image in some if rank == best[file]} for file, some in claims.items()}
+
+
+def path_from_root(file: str, root: str) -> str:
+    """The path of a file as a row names it: relative to `root` if it is under it, otherwise absolute."""
+    folder, name = os.path.split(file)
+    start = _folder_from_root(folder, root)
+    return file if start is None else f'{start}{name}'
+
+
+@functools.cache
+def _folder_from_root(folder: str, root: str) -> str | None:
+    """A folder relative to a root, empty or with a slash at the end; None if it is not under it."""
+    if root:
+        for here, start in ((folder, os.path.abspath(root)), (os.path.realpath(folder), os.path.realpath(root))):
+            relative = os.path.relpath(here, start).replace(os.sep, '/')
+            if relative.split('/')[0] != os.pardir:
+                return '' if relative == os.curdir else f'{relative}/'
+    return None
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Folders and name of a path, which may be of Windows."""
+    return tuple(part for part in re.split(r'[/\\]+', path) if part not in ('', '.')) or ('',)
+
+
+def _fold(name: str) -> str:
+    """The name without its case, in one of the forms that Unicode has for accented letters."""
+    return name.casefold() if name.isascii() else unicodedata.normalize('NFC', name).casefold()
+
+
+def _key(path: str) -> str:
+    """What the names of one image share: the name without case and extension, or the number of a COCO image."""
+    stem = without_extension(path.replace('\\', '/').rpartition('/')[2])
+    match = COCO_NAME.fullmatch(stem)
+    return match[1] if match else _fold(stem)
+
+
+def _is_certain(*paths: str) -> bool:
+    """Whether the name of one of two paths identifies the image: it is COCO's, and the number of both is the same."""
+    names = [_parts(path)[-1] for path in paths]
+    return any(name.startswith('COCO_') and COCO_NAME.fullmatch(without_extension(name)) for name in names)

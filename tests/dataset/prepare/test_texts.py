@@ -1,0 +1,96 @@
+"""Encodings of text files: what is unambiguous is read, the rest is refused with the line."""
+
+import argparse
+
+import pytest
+
+from dataset.prepare.texts import choose_encoding, decode_text, encoding_name, read_lines
+from tests.dataset.prepare.tools import read, refuse, run, write
+from utils.errors import InputError
+
+TEXT = 'a café\nzwei Sätze, 日本\n'
+
+
+def write_bytes(path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])
+def test_a_byte_order_mark_decides(tmp_path, encoding):
+    path = write_bytes(tmp_path / 'a.txt', TEXT.encode(encoding))
+    assert list(read_lines(path)) == TEXT.splitlines(keepends=True)
+    assert decode_text(TEXT.encode(encoding), 'a.txt') == TEXT
+    if encoding != 'utf-8':
+        assert list(read_lines(path, 'cp1252')) == TEXT.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'text'), [('cp1252', 'it’s\nça\n'), ('gb18030', '一\n颗\n'), ('utf-16-le', 'a\nb\n')]
+)
+def test_an_encoding_is_taken_from_the_command_line(tmp_path, encoding, text):
+    path = write_bytes(tmp_path / 'a.txt', text.encode(encoding))
+    assert list(read_lines(path, encoding)) == text.splitlines(keepends=True)
+    with pytest.raises(InputError, match='--encoding'):
+        list(read_lines(path))
+
+
+def test_the_line_that_cannot_be_decoded_is_named(tmp_path):
+    lines = [b'plain\n'] * 5000 + [b'it\x92s\n'] + [b'plain\n'] * 5000
+    with pytest.raises(InputError, match=r'a\.txt, line 5001: byte 0x92 is not UTF-8'):
+        list(read_lines(write_bytes(tmp_path / 'a.txt', b''.join(lines))))
+
+
+def test_lines_may_end_in_cr(tmp_path):
+    assert [line.strip() for line in read_lines(write_bytes(tmp_path / 'mac.txt', b'one\rtwo\rthree'))] == [
+        'one',
+        'two',
+        'three',
+    ]
+    assert list(read_lines(write_bytes(tmp_path / 'dos.txt', b'one\r\ntwo\r\n'))) == ['one\r\n', 'two\r\n']
+    cut = write_bytes(tmp_path / 'cut.txt', 'ab'.encode('utf-16')[:-1])
+    with pytest.raises(InputError, match='cut.txt'):
+        list(read_lines(cut))
+
+
+@pytest.mark.parametrize(
+    ('head', 'what'),
+    [(b'\x1f\x8b\x08', 'gzip'), (b'PK\x03\x04', 'Excel'), (b'version https://git-lfs.github.com/spec/v1\n', 'git-lfs')],
+)
+def test_what_is_not_text_is_refused(head, what):
+    with pytest.raises(InputError, match=what):
+        choose_encoding(head, 'a.csv', None)
+
+
+def test_names_of_encodings_are_checked(tmp_path, capsys):
+    for name in ('nonsense', 'base64', ''):
+        with pytest.raises(argparse.ArgumentTypeError, match='is not the name of a text encoding'):
+            encoding_name(name)
+    with pytest.raises(SystemExit):
+        run('folder', tmp_path, '--out', tmp_path / 'o.json', '--encoding', 'rot13')
+    assert "--encoding: 'rot13' is not the name" in capsys.readouterr().err
+
+
+def test_every_text_that_a_command_reads_is_decoded(tmp_path):
+    """One byte that is not UTF-8, in each place where text is read."""
+    token = write(tmp_path / 'r.token', ''.join(f'{name}.jpg#0\tdog\n' for name in ('10001', '10002', '10003')))
+    bad = write_bytes(tmp_path / 'bad.txt', b'10001.jpg\ncaf\xe9.jpg\n')
+    marked = write_bytes(tmp_path / 'marked.txt', '10001.jpg\n'.encode('utf-16'))
+    for option in ('--val', '--test', '--exclude'):
+        assert 'bad.txt, line 2: byte 0xe9' in refuse('flickr30k', token, option, bad, '--out', tmp_path / 'a')
+        run('flickr30k', token, option, marked, '--out', tmp_path / 'a')
+        assert [row['image'] for row in read(tmp_path / 'a/flickr30k_train.json')] == ['10002.jpg', '10003.jpg']
+    latin = 'caf\xe9\thttp://a.org/a.jpg\n'.encode('latin-1')
+    sbu = [write(tmp_path / 'u.txt', 'http://a.org/a.jpg\n'), write_bytes(tmp_path / 'c.txt', b'caf\xe9\n')]
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/a.jpg').touch()
+    out = ['--images', tmp_path / 'images', '--out', tmp_path / 'o.json']
+    for command in (
+        ['flickr30k', write_bytes(tmp_path / 'b.token', b'1.jpg#0\tcaf\xe9\n'), '--out', tmp_path / 'o'],
+        ['cc3m', write_bytes(tmp_path / 't.tsv', latin), *out],
+        ['sbu', *sbu, *out],
+    ):
+        assert 'line 1: byte 0xe9 is not UTF-8' in refuse(*command)
+        run(*command, '--encoding', 'latin-1')
+    assert read(tmp_path / 'o.json')[0]['caption'] == 'café'
+    assert read(tmp_path / 'o/flickr30k_train.json')[0]['caption'] == 'café'
