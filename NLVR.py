@@ -15,6 +15,7 @@ if __name__ == '__main__':
 import json
 from functools import partial
 
+import numpy as np
 import torch
 
 from dataset.base import BlankImages
@@ -66,21 +67,32 @@ def write_predictions(path, table, predicted, scores):
                 file.write(json.dumps(row | {'prediction': prediction, 'score': score}, ensure_ascii=False) + '\n')
 
 
-def evaluate(model, splits, config, device, folder, suffix=''):
-    """Predict all splits and write the predictions: {val_...: metric, test_...: metric}, the same on every rank.
+def metrics_of(dataset, predicted):
+    """The metrics of a split's rows that have a label. predicted: [n] bool, of all rows."""
+    rows = [dataset.table[index] for index in dataset.labelled]
+    labels, kinds, identifiers = ([row.get(key) for row in rows] for key in ('label', 'kind', 'identifier'))
+    return nlvr_metrics(np.array(labels), predicted[dataset.labelled], kinds, identifiers)
 
+
+def evaluate(model, splits, config, device, folder, suffix='', all_splits=True):
+    """Predict the splits with labels, with `all_splits` every split, and write the predictions.
+
+    Returns the metrics of the labelled rows, {val_...: metric, test_...: metric}, the same on every rank.
     splits: {name: (dataset, loader)}. suffix: of the files' names, `result/nlvr_NAME{suffix}.jsonl`.
     """
     result = {}
     for name, (dataset, loader) in splits.items():
+        if not (len(dataset.labelled) or all_splits):
+            continue
         logits, table = predict(model, dataset, loader, config, device), dataset.table
         predicted = logits[:, 1] > logits[:, 0]
-        write_predictions(f'{folder}/result/nlvr_{name}{suffix}.jsonl', table, predicted, logits.softmax(dim=1)[:, 1])
-        metrics = nlvr_metrics(
-            table.column('label'), predicted.numpy(), table.column('kind'), table.column('identifier')
-        )
-        result |= {f'{name}_{key}': value for key, value in metrics.items()}
-    print_rank0('  '.join(f'{key} {value:.6g}' for key, value in result.items()))
+        path = f'{folder}/result/nlvr_{name}{suffix}.jsonl'
+        write_predictions(path, table, predicted, logits.softmax(dim=1)[:, 1])
+        print_rank0(f'{len(table)} predictions of {name} are in {path}')
+        if len(dataset.labelled):
+            result |= {f'{name}_{key}': value for key, value in metrics_of(dataset, predicted.numpy()).items()}
+    if result:
+        print_rank0('  '.join(f'{key} {value:.6g}' for key, value in result.items()))
     return result
 
 
@@ -97,6 +109,18 @@ def initialize(model, args, eval_ema):
         model.copy_momentum()
 
 
+def check_splits(splits, args):
+    """Refuse before any work splits that cannot be evaluated."""
+    for name, (dataset, _) in splits.items():
+        labelled = len(dataset.labelled)
+        if labelled < len(dataset):
+            print_rank0(f'{labelled} of the {len(dataset)} {name} statements have a label, and metrics are over these')
+        if name == 'val' and not labelled:
+            raise InputError('val_file: no row has a label, so nothing can be validated; give the file as test_file')
+    if args.evaluate and not splits:
+        raise InputError(f'--evaluate: {args.config} has neither val_file nor test_file')
+
+
 @script
 def main(argv=None):
     args = create_parser('nlvr', 'Fine-tune on NLVR2, or evaluate.').parse_args(argv)
@@ -104,8 +128,7 @@ def main(argv=None):
     tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
     make = partial(NLVREvalDataset, config, tokenizer=tokenizer)
     splits = evaluation_splits(config, make, config['batch_size'], device)
-    if args.evaluate and not splits:
-        raise InputError(f'--evaluate: {args.config} has neither val_file nor test_file')
+    check_splits(splits, args)
 
     model = create_model('nlvr', config, tokenizer)
     resume_from = find_checkpoint('nlvr', args)
@@ -130,7 +153,8 @@ def main(argv=None):
             run.log(loss=loss)
         record = run.summary()
         run.save()  # the evaluation may fail, or be killed
-        record |= evaluate(model, splits, config, device, args.output_dir, f'_epoch{epoch}')
+        is_last = epoch + 1 == config['schedular']['epochs']  # a split without labels is predicted only at the end
+        record |= evaluate(model, splits, config, device, args.output_dir, f'_epoch{epoch}', all_splits=is_last)
         run.plan.set_random_order(epoch + 1)
         run.end_epoch(record, metric=record.get('val_acc'))
 

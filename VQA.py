@@ -21,6 +21,7 @@ import torch
 
 from dataset.base import BlankImages
 from dataset.loader import evaluation_splits, fingerprints, move_batch
+from dataset.tokens import report_unknown
 from dataset.vqa_dataset import AnswerList, VQAEvalDataset, VQATrainingSet, read_answer_list
 from engine import TrainingRun, find_checkpoint
 from evaluation.vqa_results import accuracy_metrics, accuracy_table, check_results, write_results
@@ -145,6 +146,7 @@ def main(argv=None):
     make = partial(VQAEvalDataset, config, tokenizer=tokenizer)
     splits = evaluation_splits(config, make, config['batch_size_test'], device)
     check_splits(splits, args)
+    report_unknown(tokenizer, {config['answer_list']: answers.texts}, 'answer_list')
 
     model = create_model('vqa', config, tokenizer)
     resume_from = find_checkpoint('vqa', args)

@@ -23,6 +23,7 @@ from dataset.shapes.build import VERSION
 from evaluation.log_table import read_log
 from evaluation.masked_words import masked_word_lines
 from utils.arguments import Parser
+from utils.config_files import ROOT
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -161,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('--setup_seconds', type=float, default=0, help='seconds of the set-up, shown with the run time')
     args = parser.parse_args(argv)
+    os.chdir(ROOT)  # every step is a command of the repository, and `output` is there
     refuse_other_version()
     report_path = OUTPUT / 'report.json'
     report = json.loads(report_path.read_text()) if report_path.exists() else {}

@@ -31,12 +31,13 @@ import argparse
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from dataset.base import BadImages, TrainingSet
+from dataset.base import BadImages, TrainingSet, report_unknown_tokens
 from dataset.grit.epoch_plan import EpochPlan
 from dataset.loader import create_loader, move_batch
 from dataset.samplers import EpochBatches, PositionSampler
@@ -55,9 +56,9 @@ from utils.checkpoint import (
     resume_run,
     save_run,
 )
-from utils.config import write_yaml
+from utils.config_files import holds_yaml, write_yaml
 from utils.errors import InputError
-from utils.log import Averages, Progress, print_rank0, start_log, write_log
+from utils.log import Averages, Progress, print_rank0, set_aside, start_log, write_log
 
 
 def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
@@ -118,6 +119,7 @@ class TrainingRun:
         self.parts = RunParts(task, model, self.optimizer, config, self.state, identity)
         self.status = Status()
         print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')
+        report_unknown_tokens(dataset, 'train_file')
 
     @property
     def steps(self) -> int:
@@ -146,7 +148,10 @@ class TrainingRun:
             else:
                 self.plan.set_order(order)
         if distributed.is_main():
-            write_yaml(self.config, f'{self.folder}/config.yaml')
+            path = Path(self.folder, 'config.yaml')
+            if not resume_from and path.exists() and not holds_yaml(path, self.config):
+                set_aside(path)
+            write_yaml(self.config, path)
         write_log(self.folder, self.status.records)
 
     def epochs(self) -> Iterator[int]:

@@ -25,7 +25,8 @@ from models.tokenization_bert import create_tokenizer, unpack_tokenizer
 from models.weights import is_vqa, load_vqa, model_state, read_checkpoint
 from utils import distributed
 from utils.arguments import Parser
-from utils.config import apply_overrides, read_yaml, resolve
+from utils.config import apply_overrides, resolve
+from utils.config_files import find_file, read_yaml
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.setup import autocast
@@ -43,7 +44,8 @@ def answer(args: argparse.Namespace) -> None:
     own = isinstance(checkpoint.get('config'), dict) and not args.config
     if not own and not args.config:
         raise InputError(f'--checkpoint {args.checkpoint}: it has no configuration; give one with --config')
-    config, source = (checkpoint['config'], args.checkpoint) if own else (read_yaml(args.config), args.config)
+    source = args.checkpoint if own else find_file(args.config)
+    config = checkpoint['config'] if own else read_yaml(source)
     changed = apply_overrides(config, args.set) | {'num_workers': 0}  # that of a larger machine may be refused here
     config = resolve('vqa', changed, source)[0] | {'distill': False}
     saved = saved_answers(checkpoint)

@@ -24,7 +24,8 @@ from dataset.tokens import Text  # noqa: E402
 from models import create_model  # noqa: E402
 from optim import create_optimizer  # noqa: E402
 from utils.arguments import Parser  # noqa: E402
-from utils.config import read_yaml, resolve  # noqa: E402
+from utils.config import resolve  # noqa: E402
+from utils.config_files import find_file, read_yaml  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402
 from utils.setup import autocast, compile_layers  # noqa: E402
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    args.config = find_file(args.config)
     config, _ = resolve('pretrain', read_yaml(args.config), args.config)
     if config['bert_config']['vocab_size'] <= MASK + 1:
         raise InputError(f'{args.config}: bert_config.vocab_size must be above {MASK + 1}')

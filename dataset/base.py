@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.annotations import Annotations, load_annotations
-from dataset.annotations.paths import leaves
 from dataset.images import BadImage
+from dataset.tokens import report_unknown
 from dataset.transforms import eval_transform, example_rng
 from models.tokenization_bert import fingerprint
 from utils import distributed
-from utils.errors import InputError, MissingFileError
+from utils.errors import InputError
 from utils.files import atomic_write
 from utils.log import print_rank0
 
 ATTEMPTS = 20  # examples tried in place of an unreadable one before giving up
 ALLOWED_SHARE = 0.01
-SAMPLED_ROWS = 32  # rows whose images are looked for before training
+SAMPLED_TEXTS = 1000  # texts that are tokenized before training
 
 
 class TrainingSet(Dataset):
@@ -49,6 +48,10 @@ class TrainingSet(Dataset):
         """The file of an example and the number of its row."""
         return self.table.source(index)
 
+    def texts_at(self, index: int) -> list[str]:
+        """The texts of an example, cleaned, as the model reads them; none if it has none."""
+        return []
+
     def identity(self) -> dict[str, str]:
         """What a resumed run must find as it was: {train_file: rows and digest, vocabulary: tokens and digest}."""
         return {'train_file': self.table.fingerprint(), 'vocabulary': fingerprint(self.tokenizer)}
@@ -70,6 +73,21 @@ class TrainingSet(Dataset):
                 bad.append((index, f'{file}, row {row}: {error}'))
                 index = int(rng.integers(len(self)))
         raise InputError(f'{ATTEMPTS} images in a row cannot be read, the last: {bad[-1][1]}; is image_root right?')
+
+
+def report_unknown_tokens(dataset: 'TrainingSet | EvalSet', key: str) -> None:
+    """Print the share of [UNK] in a sample, a text of each of evenly spaced examples; see `report_unknown` (rank 0).
+
+    key: of the configuration that names the files. It draws from no random generator.
+    """
+    count = min(len(dataset), SAMPLED_TEXTS) if distributed.is_main() else 0
+    texts: dict[str, list[str]] = {}
+    for i in range(count):
+        index = i * len(dataset) // count
+        if some := dataset.texts_at(index):
+            texts.setdefault(dataset.source(index)[0], []).append(some[i % len(some)])
+    if texts:
+        report_unknown(dataset.tokenizer, texts, key)
 
 
 def collate_common(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,12 +122,20 @@ class EvalSet(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
+    def source(self, index: int) -> tuple[str, int]:
+        """The file of an element and the number of its row, the first if it has several."""
+        return self.table.source(index)
+
+    def texts_at(self, index: int) -> list[str]:
+        """The texts of an example, cleaned, as the model reads them; none if it has none."""
+        return []
+
     def read_image(self, index: int, path: str, bad: list[tuple[int, str]]) -> torch.Tensor:
         """The image of a row, [3, R, R] float32; if it is unreadable a blank one, and `bad` gets (index, reason)."""
         try:
             return self.transform(path)
         except BadImage as error:
-            file, number = self.table.source(index)
+            file, number = self.source(index)
             if self.on_bad_image == 'error':
                 raise InputError(
                     f'{file}, row {number}: {error}; repair the image, drop the row, or set on_bad_image: skip to '
@@ -221,47 +247,3 @@ class BadImages:
         """Continue with the states of another number of ranks: every rank takes its shard of what they found."""
         reasons = sorted({index: reason for state in states for index, reason in state['reasons'].items()}.items())
         self.reasons = dict(reasons[distributed.rank() :: distributed.world_size()])
-
-
-def require_images(
-    table: Annotations,
-    paths_of: Callable[[dict], list[str]],
-    config: Mapping[str, Any],
-    key: str = 'image_root',
-    source: str | None = None,
-) -> None:
-    """InputError if an image is outside its root, or if none of a sample exists: the root is wrong.
-
-    paths_of: row -> paths of its images as the annotations have them. key: the configuration key that holds the root.
-    source: only of rows with this `dataset`; all if None.
-    """
-    root = config[key]
-    if root and not config['images_outside_root']:
-        refuse_outside(table, paths_of, root, key, source)
-    sample = range(0, len(table), max(1, len(table) // SAMPLED_ROWS))
-    rows = [(index, table[index]) for index in sample]
-    rows = [(index, row) for index, row in rows if source in (None, row.get('dataset'))]
-    found = [(index, os.path.join(root, path)) for index, row in rows for path in paths_of(row)]
-    if found and not any(os.path.exists(path) for _, path in found):
-        file, row = table.source(found[0][0])
-        raise MissingFileError(
-            f'{file}, row {row}: there is no image {found[0][1]}, nor any other of {len(found)} looked for; set {key} '
-            'to the folder that the paths of the annotations start from'
-        )
-
-
-def refuse_outside(
-    table: Annotations, paths_of: Callable[[dict], list[str]], root: str, key: str, source: str | None
-) -> None:
-    """InputError for the first row with an image outside the root."""
-    name = 'images' if table.kind == 'nlvr' else 'image'
-    for index in table.may_leave(name, root).nonzero()[0].tolist():
-        row = table[index]
-        if source in (None, row.get('dataset')):
-            for path in filter(lambda path: leaves(path, root), paths_of(row)):
-                file, number = table.source(index)
-                raise InputError(
-                    f'{file}, row {number}: the image {path!r} is outside {key} {root!r}; correct the path (`python -m '
-                    f'dataset.prepare check --rebase` does), set {key} to a folder that holds all images, or set '
-                    'images_outside_root: true if you trust the file'
-                )

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dataset.annotations import load_annotations
-from dataset.base import TrainingSet, collate_common, image_key, require_images
+from dataset.base import TrainingSet, collate_common, image_key
+from dataset.image_roots import require_images
 from dataset.text import pre_caption
 from dataset.tokens import tokenize
 from dataset.transforms import train_transform
@@ -32,6 +33,9 @@ class PretrainDataset(TrainingSet):
 
     def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])
+
+    def texts_at(self, index: int) -> list[str]:
+        return [pre_caption(caption, MAX_WORDS) for caption in self.table[index]['caption']]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]

@@ -6,6 +6,7 @@ import stat
 from typing import BinaryIO
 
 from utils.errors import InputError
+from utils.files import LFS_POINTER
 
 PACKED = {
     b'\x1f\x8b': 'gzip data',
@@ -15,7 +16,6 @@ PACKED = {
     b'\x28\xb5\x2f\xfd': 'Zstandard data',
     b'\xd0\xcf\x11\xe0': 'an old Excel file',
 }
-LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 
 
 def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:

@@ -13,7 +13,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.base import EvalSet
+from dataset.base import EvalSet, report_unknown_tokens
 from dataset.samplers import ShardBatches
 from dataset.tokens import Text
 from utils import distributed
@@ -92,6 +92,7 @@ def evaluation_splits(
             shard = ShardBatches(len(dataset), batch_size, distributed.rank(), distributed.world_size())
             splits[name] = dataset, create_loader(dataset, shard, config['num_workers'], device)
             print_rank0(f'{len(dataset)} {dataset.unit} in {name}')
+            report_unknown_tokens(dataset, f'{name}_file')
     return splits
 
 

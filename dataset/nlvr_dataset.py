@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from dataset.annotations import load_annotations
-from dataset.base import EvalSet, TrainingSet, collate_common, require_images
+from dataset.base import EvalSet, TrainingSet, collate_common
+from dataset.image_roots import require_images
 from dataset.text import pre_caption
 from dataset.tokens import Text, tokenize_untruncated
 from dataset.transforms import train_transform
+from utils.errors import InputError
 
 MAX_WORDS = 30
 
@@ -54,7 +56,17 @@ class NLVRDataset(TrainingSet):
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.tokenize = StatementTokenizer(config, tokenizer)
         self.transform = train_transform(config)
+        has_label = table.holding('label')
+        if not has_label.all():
+            file, row = table.source(int(has_label.argmin()))
+            raise InputError(
+                f'{file}: row {row} has no label, and {(~has_label).sum()} of {len(table)} training rows have none; '
+                'remove them, or name another file in train_file'
+            )
         require_images(table, lambda row: row['images'], config)
+
+    def texts_at(self, index: int) -> list[str]:
+        return [pre_caption(self.table[index]['sentence'], MAX_WORDS)]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
@@ -71,15 +83,23 @@ class NLVRDataset(TrainingSet):
 
 
 class NLVREvalDataset(EvalSet):
-    """The rows of a split. A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, bad."""
+    """The rows of a split. labelled: the numbers of those that have a label, [n] int64.
+
+    A batch: images [2B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, bad.
+    """
 
     unit = 'statements'
     images_per_row = 2
 
     def __init__(self, config: Mapping[str, Any], split: str, tokenizer):
         super().__init__(config, split, 'nlvr')
-        self.root, self.tokenize = config['image_root'], StatementTokenizer(config, tokenizer)
+        self.root, self.tokenizer = config['image_root'], tokenizer
+        self.tokenize = StatementTokenizer(config, tokenizer)
+        self.labelled: np.ndarray = self.table.holding('label').nonzero()[0]
         require_images(self.table, lambda row: row['images'], config)
+
+    def texts_at(self, index: int) -> list[str]:
+        return [pre_caption(self.table[index]['sentence'], MAX_WORDS)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, bad = self.table[index], []

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from dataset.annotations import load_annotations
-from dataset.base import EvalSet, TrainingSet, collate_common, require_images
+from dataset.base import EvalSet, TrainingSet, collate_common
+from dataset.image_roots import require_images
 from dataset.text import pre_caption
 from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
+from utils.log import print_rank0
 
 MAX_WORDS = 30
 MAX_TOKENS = 30  # [CLS] included; in evaluation only: a training caption is not cut
@@ -43,6 +45,9 @@ class RetrievalTrainDataset(TrainingSet):
     def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])
 
+    def texts_at(self, index: int) -> list[str]:
+        return [pre_caption(self.table[index]['caption'], MAX_WORDS)]
+
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
         return {
@@ -62,8 +67,9 @@ class RetrievalTrainDataset(TrainingSet):
 class RetrievalEvalDataset(EvalSet):
     """Rows {image, caption: [str, ...]}: the images of a split, in order, and the texts to be found for them.
 
-    texts: [NT] cleaned captions, image after image. txt2img: {text: its image}. img2txt: {image: its texts}.
-    A batch: image [n, 3, R, R] float32, index [n] int64, bad.
+    Rows of the same image are one image with all their captions, where the first of them is.
+    rows: [NI], the first row of each image. texts: [NT] cleaned captions, image after image. txt2img: {text: its
+    image}. img2txt: {image: its texts}. A batch: image [n, 3, R, R] float32, index [n] int64, bad.
     """
 
     def __init__(self, config: Mapping[str, Any], split: str, tokenizer):
@@ -71,20 +77,38 @@ class RetrievalEvalDataset(EvalSet):
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.max_tokens = min(MAX_TOKENS, self.positions)
         require_images(self.table, lambda row: [row['image']], config)
+        rows_of: dict[str, list[int]] = {}
+        for row, path in enumerate(self.table.column('image')):
+            rows_of.setdefault(os.path.normpath(os.path.join(self.root, path)), []).append(row)
+        self.rows = [rows[0] for rows in rows_of.values()]
+        if len(self) < len(self.table):
+            print_rank0(f'{split}_file: {len(self.table)} rows name {len(self)} images; those of one image are merged')
+        captions_of = self.table.column('caption')
         self.texts: list[str] = []
         self.txt2img: dict[int, int] = {}
         self.img2txt: dict[int, list[int]] = {}
-        for image, captions in enumerate(self.table.column('caption')):
+        for image, rows in enumerate(rows_of.values()):
+            captions = [caption for row in rows for caption in captions_of[row]]
             self.img2txt[image] = list(range(len(self.texts), len(self.texts) + len(captions)))
             self.txt2img |= dict.fromkeys(self.img2txt[image], image)
             self.texts += [pre_caption(caption, MAX_WORDS) for caption in captions]
 
-    def path(self, row: Mapping[str, Any]) -> str:
-        return os.path.join(self.root, row['image'])
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def source(self, index: int) -> tuple[str, int]:
+        return self.table.source(self.rows[index])
+
+    def path(self, index: int) -> str:
+        """The file of an image by its number."""
+        return os.path.join(self.root, self.table[self.rows[index]]['image'])
+
+    def texts_at(self, index: int) -> list[str]:
+        return [self.texts[text] for text in self.img2txt[index]]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         bad: list[tuple[int, str]] = []
-        return {'image': self.read_image(index, self.path(self.table[index]), bad), 'index': index, 'bad': bad}
+        return {'image': self.read_image(index, self.path(index), bad), 'index': index, 'bad': bad}
 
     def tokens(self, numbers: Iterable[int]) -> Text:
         """A batch of texts by number -> `Text` [n, L]."""

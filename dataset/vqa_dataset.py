@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from dataset.annotations import Annotations, load_annotations
-from dataset.base import EvalSet, TrainingSet, collate_common, require_images
+from dataset.base import EvalSet, TrainingSet, collate_common
+from dataset.image_roots import require_images
 from dataset.text import pre_question
 from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
@@ -53,6 +54,10 @@ class VQATrainingSet(TrainingSet):
                 'remove them, or name another file in train_file'
             )
         require_roots(table, config)
+
+    def texts_at(self, index: int) -> list[str]:
+        row = self.table[index]
+        return [pre_question(row['question'], TRAIN_WORDS), *weighted_answers(row)]
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         row = self.table[index]
@@ -96,6 +101,9 @@ class VQAEvalDataset(EvalSet):
         self.question_ids = np.asarray(self.table.column('question_id'), dtype=object).tolist()
         require_roots(self.table, config)
         require_distinct(self.question_ids, self.table)
+
+    def texts_at(self, index: int) -> list[str]:
+        return [pre_question(self.table[index]['question'], TEST_WORDS)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, bad = self.table[index], []

@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f'{out}/vqa_{split}.json: {len(rows)} questions')
     files['vocab/vocab.txt'] = '\n'.join([*SPECIAL, *sorted(words)]) + '\n'
     for name, text in files.items():
+        if (out / name).exists() and (out / name).read_bytes() != text.encode():
+            raise InputError(f'{out / name} is another file: remove it, or give another --out')
+    for name, text in files.items():
         with atomic_write(out / name) as file:
             file.write(text)
     print(f'{out}/vocab: {len(SPECIAL) + len(words)} words')

@@ -6,17 +6,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from utils.errors import InputError, MissingFileError
-from utils.files import digest_of
+from utils.files import digest_of, marked_encoding, read_head, read_text
 
 # Loader workers are forked processes; the library's own threads would only warn about that.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 VOCABULARY = ('vocab.txt', 'tokenizer.json')
+TOKENIZER_FILES = (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json')
 SPECIAL_TOKENS = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
-WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 
 
 def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerFast:
@@ -26,9 +26,10 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
     vocab_size: the number of word embeddings of the text encoder.
     InputError if there is no vocabulary, if it is damaged, or if it has more tokens than `vocab_size`.
     """
-    folder = local_folder(name, 'tokenizer', (*VOCABULARY, 'tokenizer_config.json', 'special_tokens_map.json'))
+    folder = local_folder(name, 'tokenizer', TOKENIZER_FILES)
     if not _holds(folder, VOCABULARY):  # the library would return a tokenizer of five special tokens
         raise MissingFileError(f'--text_encoder {name}: it has neither vocab.txt nor tokenizer.json')
+    _check_files(name, folder)
     # A bare vocabulary does not say its case; bert-base-uncased's is lower case, and library versions differ in their
     # default.
     case = {} if _holds(folder, ('tokenizer.json', 'tokenizer_config.json')) else {'do_lower_case': True}
@@ -50,6 +51,19 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
             f'bert_config.vocab_size={size}'
         )
     return tokenizer
+
+
+def _check_files(name: str, folder: str) -> None:
+    """InputError if a tokenizer file is not UTF-8 text, begins with a byte order mark, or is a pointer of git-lfs."""
+    for file in TOKENIZER_FILES:
+        if os.path.isfile(path := os.path.join(folder, file)):
+            try:
+                if read_text(path) and marked_encoding(read_head(path)):
+                    raise InputError('it begins with a byte order mark; save it as UTF-8 without one')
+            except InputError as error:
+                raise InputError(
+                    f'--text_encoder {name}: its tokenizer files cannot be read ({file}: {error})'
+                ) from None
 
 
 def _check_vocabulary(name: str, folder: str, tokenizer: BertTokenizerFast) -> int:
@@ -109,24 +123,6 @@ def local_folder(name: str, what: str, files: Iterable[str], option: str = '--te
         raise MissingFileError(
             f'{option} {name}: no such folder, and the {what} could not be downloaded from the Hugging Face hub '
             f'({reason}); give a folder with its files, or download it once on a machine with a network'
-        ) from None
-
-
-def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
-    """The folder with a BERT's config.json and weights for a hub name or a folder; None if a folder has none."""
-    if not os.path.isdir(name):
-        folder = local_folder(name, 'weights', ('config.json', WEIGHTS[0]), option)
-        if _holds(folder, WEIGHTS[:1]):
-            return folder
-        return local_folder(name, 'weights', ('config.json', WEIGHTS[1]), option)
-    if not _holds(name, WEIGHTS) or not _holds(name, ('config.json',)):
-        return None
-    try:
-        return name if AutoConfig.from_pretrained(name).model_type == 'bert' else None
-    except Exception as error:
-        raise InputError(
-            f'{option} {name}: its config.json is not that of a model ({first_sentence(error)}); copy or download it '
-            'again'
         ) from None
 
 

@@ -1,40 +1,25 @@
-"""All loading of weights: read a file, rename its keys, load them into a model, report what was loaded.
+"""All loading of weights: rename the keys of a file, load them into a model, report what was loaded.
 
 Nothing is loaded silently: every parameter is loaded, reported as missing or unexpected for a known reason, or the file
 is refused with its name and the keys.
 """
 
-import argparse
 import os
 import re
-import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.vit import VIT_B_16, interpolate_pos_embed
+from models.weight_files import State, model_state, read_bert, read_checkpoint, read_weights
 from models.xbert import BertConfig
 from utils.errors import InputError, MissingFileError
-from utils.files import archive_fault
-from utils.finite import not_finite
 
-State = Mapping[str, Tensor]
-
-# What official checkpoints contain besides tensors and plain values; NumPy's scalars have two names in NumPy 1 and 2.
-_scalar = np.float64(0).__reduce__()[0]
-HARMLESS = [
-    OrderedDict,
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64')),
-    (_scalar, 'numpy.core.multiarray.scalar'),
-    (_scalar, 'numpy._core.multiarray.scalar'),
-]
+__all__ = ['model_state', 'read_checkpoint', 'read_weights']  # for the scripts, besides what is defined here
+OTHER_TASK = 'Is it a checkpoint of this task, with the same vit and bert_config?'
 
 
 @dataclass
@@ -68,79 +53,23 @@ def summarize(keys: Iterable[str], most: int = 6) -> str:
     return ', '.join(words[:most]) + (f' and {len(words) - most} more' if len(words) > most else '')
 
 
-def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
-    """Everything in a checkpoint file, on the CPU. InputError for a missing file, a damaged file, unsafe content.
-
-    option: the flag or key that names the file, for messages.
-    """
-    if os.path.isdir(path):
-        raise InputError(f'{option} {path}: it is a folder; give a file in it')
-    if not os.path.isfile(path):
-        raise MissingFileError(f'{option} {path}: there is no such file')
-    fault = archive_fault(path)
-    if fault:
-        raise InputError(f'{option} {path}: the file is damaged ({fault}); copy or download it again')
-    try:
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about pickle and TorchScript files, before their error
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises almost any exception for a file of another kind
-        unsafe = re.search(r'GLOBAL (\S+)', str(error))
-        if unsafe:
-            raise InputError(
-                f'{option} {path}: it contains the Python object {unsafe[1]}, which may run code, and is not loaded; '
-                'if you trust the file, save only its model and load that'
-            ) from None
-        reason = 'damaged, incomplete, or of another kind' if os.path.getsize(path) else 'it is empty'
-        raise InputError(f'{option} {path}: not a readable checkpoint ({reason}); copy or download it again') from None
-
-
-def read_weights(path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
-    """The model weights in a checkpoint file."""
-    return model_state(read_checkpoint(path, option), path, option)
-
-
-def model_state(checkpoint: Any, path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
-    """The weights in what `read_checkpoint` returned: under `model`, or the file is the state dict itself.
-
-    InputError if there are none, or if a tensor is not finite.
-    """
-    state = checkpoint.get('model', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
-        raise InputError(
-            f'{option} {path}: has no model weights (a mapping of names to tensors, or such a mapping under `model`)'
-        )
-    refuse_not_finite(state, f'{option} {path}')
-    return {key.removeprefix('module.'): value for key, value in state.items()}
-
-
-def _is_weight(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and torch.is_tensor(item[1])
-
-
-def refuse_not_finite(state: State, source: str) -> None:
-    """InputError if a tensor has an entry that is NaN or infinite."""
-    names = not_finite(state)
-    if names:
-        raise InputError(
-            f'{source}: {len(names)} of {len(state)} tensors are not finite, the first is {names[0]}; '
-            'the training that wrote them diverged, so give an earlier checkpoint'
-        )
-
-
 def strip_bert(state: State) -> dict[str, Tensor]:
     """The names of a text encoder without a head: `text_encoder(_m).bert.*` -> `text_encoder(_m).*`."""
     return {re.sub(r'^(text_encoder(?:_m)?)\.bert\.', r'\1.', key): value for key, value in state.items()}
 
 
 def resize_pos_embeds(state: State, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Resize position embeddings of another resolution. Returns (state, names of those resized)."""
+    """Resize position embeddings of another resolution. Returns (state, names of those resized).
+
+    InputError if their grid is not square.
+    """
     state, resized = dict(state), []
     for name in ('visual_encoder', 'visual_encoder_m'):
         key, encoder = f'{name}.pos_embed', getattr(model, name, None)
         if (
             key in state
             and encoder is not None
+            and state[key].ndim == 3
             and state[key].shape[1] != encoder.pos_embed.shape[1]
             and state[key].shape[2] == encoder.pos_embed.shape[2]
         ):
@@ -150,14 +79,22 @@ def resize_pos_embeds(state: State, model: nn.Module) -> tuple[dict[str, Tensor]
 
 
 def load_state(
-    model: nn.Module, state: State, source: str, missing: Sequence[str] = (), unexpected: Sequence[str] = ()
+    model: nn.Module,
+    state: State,
+    source: str,
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+    remedy: str = OTHER_TASK,
 ) -> Report:
     """Load a state dict (already renamed) into a model and report.
 
     missing, unexpected: patterns (matched at the start of a key) of keys that may be only in the model, or only in the
-    file. InputError names the file and the keys that no pattern allows, or whose shape differs.
+    file. InputError names the file and the keys that no pattern allows, or whose shape differs, and the remedy.
     """
-    state, resized = resize_pos_embeds(state, model)
+    try:
+        state, resized = resize_pos_embeds(state, model)
+    except InputError as error:
+        raise InputError(f'{source} does not fit this model: {error}. {remedy}') from None
     wanted = model.state_dict()
     missing = [*missing, r'.*position_ids$']  # a constant that newer libraries do not store
     loaded = [key for key in wanted if key in state]
@@ -175,10 +112,7 @@ def load_state(
     }
     faults_text = '; '.join(f'{name}: {_first(keys)}' for name, keys in faults.items() if keys)
     if faults_text:
-        raise InputError(
-            f'{source} does not fit this model: {faults_text}. Is it a checkpoint of this task, with the same vit and '
-            'bert_config?'
-        )
+        raise InputError(f'{source} does not fit this model: {faults_text}. {remedy}')
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     absent = [key for key in absent if not key.endswith('position_ids')]
     return Report(source, loaded, absent, surplus, resized)
@@ -368,34 +302,16 @@ def load_bert(
     model has (cross-attention, fusion layers beyond the file's) stay random and are reported.
     part: its name in the report. option: the flag that gives `name`, for messages.
     """
-    from transformers import AutoModelForMaskedLM
-    from transformers.utils import logging
-
-    from models.tokenization_bert import first_sentence, weights_folder
-
-    folder = weights_folder(name, option)
-    if folder is None:
+    state = read_bert(name, option)
+    if state is None:
         return f'{part}: {name} has no BERT weights, they are random'
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its own report of missing heads is not about this model
-    logging.disable_progress_bar()
-    try:
-        theirs, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # the library raises almost any exception for a damaged file
-        raise InputError(
-            f'{option} {name}: its weights cannot be read ({first_sentence(error)}); copy or download them again'
-        ) from None
-    finally:
-        logging.set_verbosity(verbosity)
-    state = {key: value for key, value in theirs.state_dict().items() if key not in info['missing_keys']}
-    refuse_not_finite(state, f'{option} {name}')
-    if not any(key.startswith('bert.') for key in state):
-        raise InputError(f'{option} {name}: its weights are not those of a BERT')
     if not hasattr(text_encoder, 'cls'):
         state = {key.removeprefix('bert.'): value for key, value in state.items() if key.startswith('bert.')}
     missing = (r'.*crossattention\.', r'(bert\.)?encoder\.layer\.', r'cls\.')
     unexpected = (r'.*pooler\.', r'(bert\.)?encoder\.layer\.', r'cls\.')
-    report = load_state(text_encoder, state, f'{part} {name}', missing, unexpected)
+    remedy = 'Is bert_config that of these weights?'
+    report = load_state(text_encoder, state, f'{option} {name}', missing, unexpected, remedy)
+    report.source = f'{part} {name}'
     layers = {int(key.split('encoder.layer.')[1].split('.')[0]) for key in report.loaded if 'encoder.layer.' in key}
     report.notes.append(
         f'layers loaded: {len(layers)} of {len(getattr(text_encoder, "bert", text_encoder).encoder.layer)}'
@@ -412,27 +328,47 @@ def load_deit(visual_encoder: nn.Module, source: bool | str, vit: Mapping[str, A
     if source is True:
         if any(vit[key] != value for key, value in VIT_B_16.items()):
             return 'image encoder: random weights, because DeiT weights are for ViT-B/16'
-        import timm
-
-        try:
-            state = timm.create_model('deit_base_patch16_224', pretrained=True).state_dict()
-        except Exception as error:
-            reason = str(error).strip().split('\n')[0]
-            raise MissingFileError(
-                f'init_deit: the DeiT-B/16 weights could not be downloaded from the hub ({reason}); download them on a '
-                'machine with a network and give the file with --set init_deit=PATH, or use random weights with --set '
-                'init_deit=false'
-            ) from None
+        state = download_deit()
     else:
         if not os.path.isfile(source):
             raise MissingFileError(f'init_deit: there is no file {source}')
         state = read_weights(source, 'init_deit')
-    state = {f'visual_encoder.{key}': value for key, value in state.items()}
+    state, notes = without_distillation_token(state)
     holder = torch.nn.Module()
     holder.visual_encoder = visual_encoder
-    return load_state(
+    report = load_state(
         holder,
-        state,
-        f'DeiT weights ({"hub" if source is True else source})',
+        {f'visual_encoder.{key}': value for key, value in state.items()},
+        f'init_deit {"(hub)" if source is True else source}',
         unexpected=(r'visual_encoder\.(head|head_dist|dist_token)',),
+        remedy='Give a DeiT or ViT of the shape of the vit section, or init_deit: false',
     )
+    report.notes += notes
+    return report
+
+
+def download_deit() -> dict[str, Tensor]:
+    """The weights of DeiT-B/16 from timm's hub. MissingFileError if they cannot be downloaded."""
+    import timm
+
+    try:
+        return timm.create_model('deit_base_patch16_224', pretrained=True).state_dict()
+    except Exception as error:
+        reason = str(error).strip().split('\n')[0]
+        raise MissingFileError(
+            f'init_deit: the DeiT-B/16 weights could not be downloaded from the hub ({reason}); download them on a '
+            'machine with a network and give the file with --set init_deit=PATH, or use random weights with --set '
+            'init_deit=false'
+        ) from None
+
+
+def without_distillation_token(state: State) -> tuple[dict[str, Tensor], list[str]]:
+    """A distilled DeiT's weights without the position of its second token. Returns (state, notes for the report).
+
+    Its `pos_embed` is [1, 2 + n, D]: of [CLS], of the distillation token `dist_token`, of n patches.
+    """
+    state, position = dict(state), state.get('pos_embed')
+    if 'dist_token' not in state or position is None or position.ndim != 3:
+        return state, []
+    state['pos_embed'] = torch.cat([position[:, :1], position[:, 2:]], dim=1)
+    return state, ['a distilled DeiT: its distillation token is not used']

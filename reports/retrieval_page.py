@@ -113,7 +113,7 @@ class Thumbnails:
 
     def __getitem__(self, number: int) -> str:
         if number not in self.made:
-            self.made[number] = thumbnail(self.dataset.path(self.dataset.table[number]))
+            self.made[number] = thumbnail(self.dataset.path(number))
         return self.made[number]
 
 

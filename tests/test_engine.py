@@ -11,6 +11,7 @@ from dataset.base import TrainingSet, collate_common
 from engine import TrainingRun, find_checkpoint
 from scheduler import distillation_weight, learning_rate
 from tests.helpers import differing, examples_of, read_log, read_pth, state_of_run
+from utils.config_files import read_yaml
 from utils.seeding import rng_state
 
 STEPS = 5  # of 22 numbers in batches of 4
@@ -110,6 +111,18 @@ def test_every_example_is_used_once_in_an_epoch(tmp_path):
     assert [record['train_lr'] for record in records] == [
         learning_rate(CONFIG['schedular'], epoch, STEPS - 1) for epoch in range(3)
     ]
+
+
+def test_a_configuration_that_is_not_of_this_run_is_kept(tmp_path, capsys):
+    """As that of a user who gives its folder as output; an equal one, or that of a resumed run, is written again."""
+    mine = '# my notes\nbatch_size: 4\n'
+    (tmp_path / 'config.yaml').write_text(mine)
+    for _ in range(2):
+        make_run(tmp_path).begin()
+    assert (tmp_path / 'config.1.yaml').read_text() == mine
+    assert capsys.readouterr().out.count('config.yaml of an earlier run was renamed to config.1.yaml') == 1
+    assert sorted(path.name for path in tmp_path.glob('config*')) == ['config.1.yaml', 'config.yaml']
+    assert read_yaml(tmp_path / 'config.yaml') == CONFIG
 
 
 # ---- misuse ----

@@ -90,7 +90,8 @@ def create_parser(task: str, description: str) -> Parser:
         action='append',
         default=[],
         metavar='KEY=VALUE',
-        help='set a key of the configuration, also in a section: optimizer.lr=1e-5; may be repeated',
+        help='set a key of the configuration, also in a section: optimizer.lr=1e-5; paths and names are taken as they '
+        'are written, other values as YAML; may be repeated',
     )
     parser.add_argument('--checkpoint', default='', help='weights to start from')
     parser.add_argument('--output_dir', default=OUTPUTS[task], help='folder for checkpoints, log.txt and results')

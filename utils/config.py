@@ -6,56 +6,98 @@ python -m utils.config    prints the table of keys
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from utils.arguments import Parser
-from utils.config_keys import BASE, BERT, BERT_IGNORED, FORMER, KEYS, REQUIRED, SECTIONS, Key, key_table
+from utils.config_files import NO_YAML, find_file, read_yaml
+from utils.config_keys import (
+    BASE,
+    BERT,
+    BERT_IGNORED,
+    FORMER,
+    KEYS,
+    LISTS,
+    NULLABLE,
+    REQUIRED,
+    SECTIONS,
+    TEXT,
+    Key,
+    boolean_or_names,
+    boolean_or_path,
+    key_of,
+    key_table,
+    path_or_mapping,
+)
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
-from utils.files import atomic_write, read_json
+from utils.files import read_json
 
 Config = dict[str, Any]
-NO_YAML = (YAMLError, ValueError, KeyError, RecursionError)  # the last three: !!int x, 2020-99-99; !!bool x; [[[[...
-
-
-def read_yaml(path: str | os.PathLike) -> Config:
-    """The mapping in a YAML file. InputError if there is none."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f'{path} is a folder, not a YAML file; give the file in it')
-    if not path.is_file():
-        raise MissingFileError(f'{path}: there is no such configuration file; give one with --config')
-    try:
-        value = YAML(typ='safe').load(path)
-    except NO_YAML as error:
-        raise InputError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: must contain a mapping of keys to values')
-    return value
+RATES = ('optimizer.lr', 'schedular.lr')
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> Config:
-    """Set `a.b=value` (as given to --set) in a copy of the configuration; values are read as YAML."""
-    config = dict(config)
+    """Set `a.b=value` (as given to --set) in a copy of the configuration.
+
+    A value is read as YAML, but paths and names are taken as they are written. An override of one of optimizer.lr and
+    schedular.lr, which must be equal, moves the other.
+    """
+    config, rates = dict(config), {}
     for item in overrides:
         name, equals, value = item.partition('=')
         if not equals or not all(name.split('.')):
             raise InputError(f'--set {item}: write it as key=value or section.key=value')
-        try:
-            value = YAML(typ='safe').load(value)
-        except NO_YAML:
-            raise InputError(f'--set {item}: {value!r} is not a YAML value') from None
         *sections, last = name.split('.')
         place = config
         for section in sections:
             place[section] = dict(_as_mapping(place.get(section, {}), section, item))
             place = place[section]
-        place[last] = value
+        place[last] = value = _override_value(item, name, value)
+        if name in RATES:
+            rates[name.split('.')[0]] = value
+        elif f'{name}.lr' in RATES and isinstance(value, dict) and 'lr' in value:
+            rates[name] = value['lr']
+    if len(rates) == 1:
+        _move_other_rate(config, *rates.items())
     return config
+
+
+def _override_value(item: str, name: str, text: str) -> Any:
+    """The value of an override: as it is written where the key takes a path or a name, else as YAML.
+
+    Quotes around all of it are YAML's in any case; so are lists, mappings, true, false and null where the key takes
+    them.
+    """
+    check = key.check if (key := key_of(name)) else None
+    if check in NULLABLE and text in ('', '~', 'null', 'Null', 'NULL'):
+        return None
+    if check not in TEXT or text[:1] + text[1:][-1:] in ('""', "''"):
+        return _read_value(item, text)
+    if text.startswith('[') and text.endswith(']') and check in LISTS:
+        return _read_value(item, text, 'base')  # every item is a string, as it is written
+    if check is path_or_mapping and text[:1] + text[-1:] in ('{}', '[]'):
+        return _read_value(item, text)
+    if check in (boolean_or_path, boolean_or_names) and text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    return text
+
+
+def _read_value(item: str, text: str, typ: str = 'safe') -> Any:
+    try:
+        return YAML(typ=typ).load(text)
+    except NO_YAML:
+        raise InputError(f'--set {item}: {text!r} is not a YAML value') from None
+
+
+def _move_other_rate(config: Config, override: tuple[str, Any]) -> None:
+    """Give the other of optimizer.lr and schedular.lr the value of the one that was overridden, if it has one."""
+    name, rate = override
+    other = 'schedular' if name == 'optimizer' else 'optimizer'
+    section = config.get(other)
+    if isinstance(section, dict) and section.get('lr') is not None and isinstance(rate, int | float):
+        config[other] = section | {'lr': rate}
 
 
 def _as_mapping(value: Any, section: str, item: str) -> Mapping[str, Any]:
@@ -162,15 +204,16 @@ def _check_rates(config: Config, source: str) -> None:
     config['schedular']['lr'] = peak
 
 
-def read_bert_config(path: str) -> Config:
-    """A BERT configuration file (JSON, or YAML) as a mapping."""
-    if not os.path.isfile(path):
+def read_bert_config(path: str, folder: str | os.PathLike = '') -> Config:
+    """A BERT configuration file (JSON, or YAML) as a mapping. folder: where it may be besides the working directory."""
+    found = find_file(path, folder)
+    if not os.path.isfile(found):
         raise MissingFileError(f'bert_config: there is no file {path}')
-    if str(path).endswith(('.yaml', '.yml')):
-        return read_yaml(path)
-    value = read_json(path, 'bert_config')
+    if found.endswith(('.yaml', '.yml')):
+        return read_yaml(found)
+    value = read_json(found, 'bert_config')
     if not isinstance(value, dict):
-        raise InputError(f'bert_config: {path} must contain a mapping of keys to values')
+        raise InputError(f'bert_config: {found} must contain a mapping of keys to values')
     return value
 
 
@@ -179,7 +222,7 @@ def _complete_model(config: Config, source: str) -> None:
     bert = config['bert_config']
     bert = {'base': bert} if isinstance(bert, str) else dict(bert)
     base = _check_values({'base': bert.pop('base', None)}, BASE, source, 'bert_config.')['base']
-    config['bert_config'] = bert = ({} if base is None else read_bert_config(base)) | bert
+    config['bert_config'] = bert = ({} if base is None else read_bert_config(base, os.path.dirname(source))) | bert
     known = {name: value for name, value in bert.items() if name not in BERT_IGNORED}
     _refuse_unknown(known, BERT, source, 'bert_config.')
     _check_values(known, BERT, source, 'bert_config.')
@@ -228,14 +271,6 @@ def check_retrieval(config: Mapping[str, Any], source: str = 'config') -> None:
     """Distillation needs the momentum encoders: they make its targets."""
     if config['distill'] and not config['use_momentum']:
         raise InputError(f'{source}: distill: true needs the momentum model: set use_momentum: true, or distill: false')
-
-
-def write_yaml(config: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a mapping as YAML, atomically."""
-    yaml = YAML()
-    yaml.width = 120
-    with atomic_write(path) as file:
-        yaml.dump(config, file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -95,6 +95,7 @@ itm_accuracy = _check(lambda value: _is_number(value) and 2 / 3 < value < 1, 'a 
 boolean = _check(lambda value: isinstance(value, bool), 'true or false')
 string = _check(lambda value: isinstance(value, str), 'a string')
 path = _check(_is_path, 'a path')
+optional_path, optional_files = optional(path), optional(files)
 path_or_mapping = _check(lambda value: isinstance(value, dict) or _is_path(value), 'a path or a mapping')
 boolean_or_path = _check(lambda value: isinstance(value, bool) or _is_path(value), 'true, false or a path')
 boolean_or_names = _check(
@@ -188,8 +189,8 @@ KEYS = {
     ),
     # data
     'train_file': Key('annotation files to train on', files),
-    'val_file': Key('annotation files of validation', optional(files), None, FINETUNING),
-    'test_file': Key('annotation files of the test split', optional(files), None, FINETUNING),
+    'val_file': Key('annotation files of validation', optional_files, None, FINETUNING),
+    'test_file': Key('annotation files of the test split', optional_files, None, FINETUNING),
     'image_root': Key(
         'folder that relative image paths start from', string, '', (PRETRAIN, RETRIEVAL, NLVR_PRETRAIN, NLVR)
     ),
@@ -200,7 +201,7 @@ KEYS = {
     ),
     'answer_list': Key('JSON list of the answers to choose from', path, REQUIRED, (VQA,)),
     'eos': Key('token that ends an answer', string, '[SEP]', (VQA,)),
-    'annotation_cache': Key('folder of the annotation caches (default: beside each file)', optional(path), None),
+    'annotation_cache': Key('folder of the annotation caches (default: beside each file)', optional_path, None),
     'crop_scale': Key('random crop: share of the image area [low, high]', scale, _crop_scale),
     'flip': Key('random horizontal flip', boolean, True),
     'randaugment': Key('RandAugment: true, false, or the names of the operations', boolean_or_names, True),
@@ -259,7 +260,7 @@ SECTIONS = {
     },
     'schedular': {
         'sched': Key('the schedule: cosine', one_of('cosine'), 'cosine'),
-        'lr': Key('if given, must equal optimizer.lr', optional(positive), None),
+        'lr': Key('if given, must equal optimizer.lr; `--set` of one moves the other', optional(positive), None),
         'epochs': Key('epochs of the cosine', count),
         'min_lr': Key('learning rate at its end', nonnegative),
         'decay_rate': Key('only 1', one_of(1), 1),
@@ -294,11 +295,24 @@ BERT = {
     'fusion_layer': Key('first layer that attends to the image', count0, 6),
     'encoder_width': Key('width of the image encoder (default: vit.embed_dim)', count, 768),
 }
-BASE = {'base': Key('file whose keys the other keys of a bert_config change', optional(path), None)}
+BASE = {'base': Key('file whose keys the other keys of a bert_config change', optional_path, None)}
 BERT_IGNORED = set(
     'architectures model_type concat_layer type transformers_version position_embedding_type use_cache '
     'classifier_dropout gradient_checkpointing unk_token_id _name_or_path add_cross_attention'.split()
 )
+
+
+# Checks of keys that hold paths or names, of which --set takes the value as it is written; those that take null, lists.
+NULLABLE = {optional_path, optional_files}
+LISTS = {files, optional_files, names, boolean_or_names}
+TEXT = {string, path, boolean_or_path, path_or_mapping} | NULLABLE | LISTS
+
+
+def key_of(name: str) -> Key | None:
+    """The key of a full name such as optimizer.lr, None if it is not known."""
+    section, _, inner = name.rpartition('.')
+    keys = {'': KEYS, 'bert_config': BERT | BASE} | SECTIONS
+    return keys.get(section, {}).get(inner)
 
 
 def key_table() -> str:

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from utils.interrupts import end_at_once
 T = TypeVar('T')
 NCCL_LATER = datetime.timedelta(minutes=5)  # NCCL's watchdog ends a process without a word: gloo shall be first
 PATIENCE = 60.0  # seconds, at most the timeout, for the other processes to say that they wait, too
+PRINTING = 2  # seconds that the others wait for the error of the first process that fails
 _store: dist.Store | None = None  # shared by the processes of the group, also after one of them failed
 _hosts: dist.ProcessGroup | None = None  # all ranks, for tensors on the CPU
 _patience = PATIENCE
@@ -129,13 +131,29 @@ def claim_failure() -> bool:
     return failures == 1
 
 
+def print_failure(message: str) -> None:
+    """Print the error of the process that `claim_failure` chose, and let the others end."""
+    print(message, file=sys.stderr, flush=True)
+    if has_store():
+        _ask_store(lambda: _store.set('printed', '1'))
+
+
+def await_printing() -> None:
+    """Before another process ends: wait a moment until the error is printed, because a launcher then kills the rest."""
+    deadline = time.monotonic() + PRINTING
+    while has_store() and time.monotonic() < deadline:
+        if _ask_store(lambda: _store.check(['printed']), PRINTING) is not False:  # it is, or the store is lost
+            return
+        time.sleep(0.01)
+
+
 def is_first_here() -> bool:
     """Whether this is the first of its machine's processes, by what the launcher says."""
     word = os.environ.get('LOCAL_RANK', '0')
     return word == '0' or not word.isdecimal()
 
 
-def _ask_store(question: Callable[[], T]) -> T | int | None:
+def _ask_store(question: Callable[[], T], patience: float | None = None) -> T | int | None:
     """The answer of the store; 0 if its host ended, None if it does not answer in time."""
     answers = []
 
@@ -148,7 +166,7 @@ def _ask_store(question: Callable[[], T]) -> T | int | None:
     asking = threading.Thread(target=ask, daemon=True)  # the store itself waits for ever
     with _without_stderr():  # torch's own report of a lost connection, with frames of C++
         asking.start()
-        asking.join(_patience)
+        asking.join(_patience if patience is None else patience)
     return answers[0] if answers else None
 
 

@@ -49,7 +49,9 @@ def run_main(main: Callable[[], object]) -> NoReturn:
         if message is None and (is_first or not distributed.has_store()):
             raise
         if is_first:
-            print(f'error: {message}', file=sys.stderr, flush=True)
+            distributed.print_failure(f'error: {message}')
+        else:
+            distributed.await_printing()
         exit_now(EXIT_CODE)  # if not the first, likely a consequence of the error that another process printed
     finally:
         interrupts.is_program = False
@@ -66,7 +68,9 @@ def end_by_signal(stop: Stopped | KeyboardInterrupt) -> NoReturn:
     from utils import distributed
 
     if distributed.claim_failure():
-        print(message, file=sys.stderr)
+        distributed.print_failure(message)
+    else:
+        distributed.await_printing()
     leave(code)
 
 

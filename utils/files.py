@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under a temporary name in the same folder, then renamed."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -13,16 +14,65 @@ from typing import IO, Any
 
 from utils.errors import InputError
 
+BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF8: 'utf-8-sig',
+    codecs.BOM_UTF32_LE: 'utf-32',
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+}
+LFS_POINTER = b'version https://git-lfs'
 TEMPORARY = re.compile(r'\..+(?<!\.arrow)\.\d+-[0-9a-f]{8}\.tmp')  # annotation caches have rules of their own
 
 
+def read_head(path: str | os.PathLike) -> bytes:
+    """The first bytes of a file, enough for byte order marks and the pointers of git-lfs."""
+    with open(path, 'rb') as file:
+        return file.read(64)
+
+
+def marked_encoding(head: bytes) -> str | None:
+    """The encoding that a byte order mark names at the beginning of a file; None if there is no mark."""
+    return next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
+
+
+def content_fault(path: str | os.PathLike) -> str | None:
+    """Why a file has no content to read, with the remedy; None if it has some.
+
+    It is empty, or a clone without git-lfs left a pointer in its place.
+    """
+    head = read_head(path)
+    if not head:
+        return 'it is empty; copy or download it again'
+    if head.startswith(LFS_POINTER):
+        return 'it is a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`, or download it'
+    return None
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is removed.
+
+    InputError, to which the caller adds the name of the file, if it has another encoding or is a pointer of git-lfs.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(LFS_POINTER):
+        raise InputError(content_fault(path))
+    encoding = marked_encoding(content) or 'utf-8'
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b'\n', 0, error.start) + 1
+        name = encoding.upper().removesuffix('-SIG')
+        raise InputError(f'it is not {name} text (line {line}: {error.reason}); save it as UTF-8') from None
+
+
 def read_json(path: str | os.PathLike, name: str) -> Any:
-    """The content of a JSON file, with or without a byte order mark.
+    """The content of a JSON file, in an encoding of `read_text`.
 
     name: of the key or option that names the file, for the InputError if it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8-sig'))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{name}: {path} is not valid JSON: {error}') from None
 

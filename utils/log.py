@@ -149,11 +149,16 @@ def start_log(folder: str) -> None:
     """Start the log.txt of a new run: that of an earlier run in the folder is renamed to log.N.txt (rank 0)."""
     path = Path(folder, 'log.txt')
     if distributed.is_main() and path.exists() and path.stat().st_size:
-        number = 1
-        while (numbered := Path(folder, f'log.{number}.txt')).exists():
-            number += 1
-        os.replace(path, numbered)
-        print_rank0(f'{path} of an earlier run was renamed to {numbered.name}')
+        set_aside(path)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file that is not of this run: NAME.txt to NAME.N.txt, with the first N that is free."""
+    number = 1
+    while (numbered := path.with_suffix(f'.{number}{path.suffix}')).exists():
+        number += 1
+    os.replace(path, numbered)
+    print_rank0(f'{path} of an earlier run was renamed to {numbered.name}')
 
 
 def write_log(folder: str, records: Iterable[Mapping[str, Any]]) -> None:

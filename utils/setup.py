@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import distributed
-from utils.config import apply_overrides, read_yaml, resolve
+from utils.config import apply_overrides, resolve
+from utils.config_files import find_file, read_yaml
 from utils.errors import InputError, MissingFileError
 from utils.interrupts import handle_signals
 from utils.log import append_log, print_rank0
@@ -41,6 +42,7 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
 
     Returns (config, device): the resolved configuration, and this process's device.
     """
+    given, args.config = args.config, find_file(args.config)
     config, unused = resolve(task, apply_overrides(read_yaml(args.config), args.set), args.config)
     if args.checkpoint and not os.path.exists(args.checkpoint):
         raise MissingFileError(f'--checkpoint {args.checkpoint}: there is no such file')
@@ -54,6 +56,8 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     fallback = ', no GPU was found' if args.device.startswith('cuda') and device.type == 'cpu' else ''
     processes = f'{distributed.world_size()} process(es) on {device.type}{fallback}'
     print_rank0(f'{task}: {processes}, {config["precision"]}, output in {args.output_dir}')
+    if args.config != given:
+        print_rank0(f'configuration {args.config}')
     if unused:
         print_rank0('keys of other tasks, not used here: ' + ', '.join(unused))
     return config, device

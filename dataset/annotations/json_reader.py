@@ -14,10 +14,10 @@ from typing import BinaryIO, Literal, TextIO
 
 from dataset.files import open_regular, refuse_packed
 from utils.errors import InputError, MissingFileError
+from utils.files import marked_encoding
 
 CHUNK = 1 << 20  # characters read at a time
 LINES_ENDINGS = ('.jsonl', '.ndjson')
-WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
 REMEDY = 'remove it, or write the file again'
 _blank = re.compile(r'[ \t\n\r]*').match
 
@@ -47,7 +47,7 @@ def open_annotations(file: str) -> Iterator[BinaryIO]:
     with handle:
         head = handle.read(64)
         refuse_packed(head, file)
-        if head.startswith(WIDE_MARKS):
+        if marked_encoding(head) not in (None, 'utf-8-sig'):
             raise InputError(f'{file} is UTF-16 or UTF-32 text: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)')
         handle.seek(0)
         yield handle

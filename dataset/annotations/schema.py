@@ -4,7 +4,7 @@ allowed):
 pretrain         {image, caption: str or [str]}
 retrieval_train  {image, caption: str, image_id: int or str}
 retrieval_eval   {image, caption: str or [str]}
-nlvr             {images: [left, right], sentence, label: true, false, "True" or "False"}; optional identifier: int or
+nlvr             {images: [left, right], sentence}; optional label: true, false, "True" or "False", identifier: int or
                  str, kind: str
 vqa              {question, image, dataset: vqa or vg, question_id: int or str}; optional answer: str or [str],
                  answer_type, question_type and kind: str
@@ -84,11 +84,11 @@ REQUIRED = {
     'pretrain': {'image': _path, 'caption': _texts},
     'retrieval_train': {'image': _path, 'caption': _text, 'image_id': _identity},
     'retrieval_eval': {'image': _path, 'caption': _texts},
-    'nlvr': {'images': _pair, 'sentence': _text, 'label': _label},
+    'nlvr': {'images': _pair, 'sentence': _text},
     'vqa': {'question': _text, 'image': _path, 'dataset': _vqa_source, 'question_id': _identity},
 }
 OPTIONAL = {
-    'nlvr': {'identifier': _identity, 'kind': _group},
+    'nlvr': {'label': _label, 'identifier': _identity, 'kind': _group},
     'vqa': {'answer': _answer, 'answer_type': _group, 'question_type': _group, 'kind': _group},
 }
 

@@ -8,14 +8,8 @@ from typing import BinaryIO
 
 from dataset.files import open_regular, refuse_packed
 from utils.errors import InputError
+from utils.files import marked_encoding
 
-MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, 'utf-32'),
-    (codecs.BOM_UTF32_BE, 'utf-32'),
-    (codecs.BOM_UTF8, 'utf-8-sig'),
-    (codecs.BOM_UTF16_LE, 'utf-16'),
-    (codecs.BOM_UTF16_BE, 'utf-16'),
-)
 HEAD = 1 << 16  # bytes looked at to find the encoding and the ends of lines
 NUL_SHARE = 0.2  # of the bytes of UTF-16 text in a Latin script it is a half; a damaged text has a few
 ENCODING_REMEDY = (
@@ -74,9 +68,8 @@ def decode_text(data: bytes, name: str, encoding: str | None = None) -> str:
 def choose_encoding(head: bytes, name: str, encoding: str | None) -> str:
     """The encoding of a text that begins with the bytes `head`. InputError if it is not text."""
     refuse_packed(head, name)
-    for mark, marked in MARKS:
-        if head.startswith(mark):
-            return marked
+    if marked := marked_encoding(head):
+        return marked
     if encoding is None and head.count(0) > NUL_SHARE * len(head):
         raise InputError(
             f'{name} has NUL bytes like UTF-16 text without a byte order mark: give --encoding utf-16-le (or -be), or '

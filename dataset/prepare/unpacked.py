@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from typing import BinaryIO
 
-from dataset.files import LFS_POINTER, open_regular
+from dataset.files import open_regular
 from dataset.prepare.common import CONTROL
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import LFS_POINTER, atomic_write
 
 LONGEST_NAME = 150  # bytes
 FORMATS = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}  # Pillow's names; other formats are named like extensions

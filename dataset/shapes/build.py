@@ -1,11 +1,13 @@
 """The synthetic dataset on disk: images, annotation files of every task in the official formats, and a vocabulary.
 
-Everything follows from the seed and the numbers of scenes. `world.json`, the marker, is written last: a folder without
-it is incomplete and is written again from the start, a folder with it is reused.
+Everything follows from the seed and the numbers of scenes. `world.json`, the marker, is written last, and an empty file
+`.unfinished` first: a folder with `world.json` is reused, one with `.unfinished` only is written again from the start.
+A folder that holds files and neither of the two is not of this program, and is refused.
 """
 
 import io
 import json
+import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from utils.ownership import own_folder, release_folder
 
 VERSION = 2  # of what a seed gives; raise it with every change of an image or a row
 SCENES = {'train': 10000, 'val': 300, 'test': 500}
-MARKER = 'world.json'
+MARKER, UNFINISHED = 'world.json', '.unfinished'
 JPEG = {'quality': 90, 'subsampling': 0}  # no chroma subsampling: colors are not averaged over neighboring pixels
 WORD_KINDS = {'color': COLORS, 'size': SIZES, 'shape': SHAPES, 'relation': RELATION_WORDS}
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -37,8 +39,8 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     """Write the dataset to the folder `out`, or reuse it if it is there.
 
     sizes: numbers of scenes by split, by default `SCENES`. Returns the content of `world.json`, and `reused`.
-    InputError if the folder contains a dataset of another seed, size or version, or if a number of scenes is too large
-    or too small.
+    InputError if the folder contains a dataset of another seed, size or version, or files of another program, or if a
+    number of scenes is too large or too small.
     """
     out = Path(out)
     wanted = {'version': VERSION, 'seed': seed, 'scenes': SCENES | dict(sizes or {})}
@@ -49,6 +51,8 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
         )
     if found and is_complete(out, found):
         return found | {'reused': True}
+    if not found:
+        refuse_foreign_files(out)
     scenes = {split: draw_scenes(split, wanted['scenes'][split], seed) for split in SPLITS}
     rows = {name: rows for split in SPLITS for name, rows in annotations(split, scenes[split], seed).items()}
     rows['answer_list.json'] = list(ANSWERS)
@@ -62,9 +66,11 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     try:
         if read_marker(out) != found:  # another process wrote it meanwhile
             return make_dataset(out, seed, sizes)
+        (out / UNFINISHED).touch()
         for name, content in encoded_files(scenes, rows, marker):
             with atomic_write(out / name, 'wb') as file:
                 file.write(content)
+        (out / UNFINISHED).unlink()
     finally:
         release_folder()
     return marker | {'reused': False}
@@ -161,6 +167,21 @@ def read_marker(out: Path) -> dict | None:
     if not isinstance(marker, dict):
         raise InputError(f'{path} was not written by this program: remove {out} or choose another folder')
     return marker
+
+
+def refuse_foreign_files(out: Path) -> None:
+    """InputError if the folder holds files that this program did not write; hidden ones do not count."""
+    if any((out / name).is_file() for name in (UNFINISHED, MARKER)):  # in this order: another process may be writing
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out} is a file; give the name of a folder')
+    for folder, folders, files in os.walk(out):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        if visible := sorted(name for name in files if not name.startswith('.')):
+            raise InputError(
+                f'--out {out} holds {Path(folder, visible[0])}, which may not be of this program and could be '
+                'overwritten: give another folder, or empty this one'
+            )
 
 
 def is_complete(out: Path, marker: dict) -> bool:

@@ -1,19 +1,25 @@
-"""What the datasets share: too many unreadable images of an evaluation, and images outside their root."""
+"""What the datasets share: unreadable images of an evaluation, images that are not where they should be, [UNK]."""
 
+import json
 import os
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from dataset.base import BlankImages
+from dataset.base import BlankImages, report_unknown_tokens
 from dataset.caption_dataset import PretrainDataset
 from dataset.nlvr_dataset import NLVRDataset, NLVREvalDataset
 from dataset.retrieval_dataset import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.tokens import report_unknown
 from dataset.vqa_dataset import VQAEvalDataset, VQATrainingSet
 from tests.helpers import read_rows, write_rows
 from tests.tiny import resolved
 from utils import distributed
 from utils.errors import InputError
+from utils.seeding import rng_state, set_rng_state
 
 # ---- unreadable images of an evaluation ----
 
@@ -56,6 +62,22 @@ def test_the_images_of_all_ranks_count_and_the_first_row_is_named(monkeypatch):
 
 
 # ---- images outside their root ----
+
+
+@pytest.mark.parametrize('root', ['', None])
+@pytest.mark.parametrize('start', ['/elsewhere/', 'D:\\data\\'])
+def test_images_of_another_machine_name_the_command_that_finds_them(shapes, tokenizer, tmp_path, start, root):
+    rows = [{'image': f'{start}{i}.jpg', 'caption': 'a star'} for i in range(40)]
+    root = tmp_path if root is None else root
+    settings = [f'train_file={write_rows(tmp_path / "rows.json", rows)}', f'image_root={root}']
+    with pytest.raises(InputError) as error:
+        PretrainDataset(resolved('pretrain', shapes, *settings), tokenizer, 0)
+    message = str(error.value)
+    assert 'rows.json, row 0: ' in message and f'{start}0.jpg' in message.replace('\\\\', '\\')
+    assert 'check' in message and '--rebase OLD=NEW' in message and '--find FOLDER' in message
+    assert 'nor any other of 40 looked for' in message or 'is outside image_root' in message
+    assert 'set image_root to the folder that the paths' not in message
+
 
 DATASETS = {
     'pretrain': (lambda config, tokenizer: PretrainDataset(config, tokenizer, 0), 'pretrain', 'train_file', 'pretrain'),
@@ -122,3 +144,58 @@ def test_each_source_of_vqa_has_a_root_of_its_own(shapes, tokenizer, tmp_path):
     VQATrainingSet(resolved('vqa', shapes, f'train_file={file}', "vg_root=''"), tokenizer, 0)
     with pytest.raises(InputError, match="row 2: the image .* is outside vg_root '/elsewhere'"):
         VQATrainingSet(resolved('vqa', shapes, f'train_file={file}', 'vg_root=/elsewhere'), tokenizer, 0)
+
+
+# ---- [UNK] ----
+
+
+TEXTS = {  # of a kind of dataset: a row with other texts
+    'pretrain': {'caption': ['{}', '{}']},
+    'retrieval, training': {'caption': '{}'},
+    'retrieval': {'caption': ['{}', '{}']},
+    'nlvr, training': {'sentence': '{}'},
+    'nlvr': {'sentence': '{}'},
+    'vqa, training': {'question': '{}', 'answer': ['{}'] * 10},
+    'vqa': {'question': '{}'},
+}
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_the_share_of_unknown_tokens_is_reported_of_every_dataset(name, shapes, tokenizer, tmp_path, capsys):
+    """Of two files one is in a script that the vocabulary does not have."""
+    make, task, key, file = DATASETS[name]
+    rows = read_rows(shapes, file)[:10]
+    russian = [row | json.loads(json.dumps(TEXTS[name]).replace('{}', 'красный круг слева')) for row in rows]
+    for number, row in enumerate(russian):
+        row |= {'question_id': 10**9 + number} if 'question_id' in row else {}
+        row |= {'image': f'./{row["image"]}'} if name == 'retrieval' else {}
+    files = [write_rows(tmp_path / f'{language}.json', some) for language, some in (('en', rows), ('ru', russian))]
+    if name == 'retrieval':  # rows of the same images would be merged
+        files = files[1:]
+    dataset = make(resolved(task, shapes, f'{key}={json.dumps(files)}'), tokenizer)
+    capsys.readouterr()
+    tokenizer(['a star'], padding='longest', truncation=True, max_length=2)
+    settings = tokenizer.backend_tokenizer.to_str()
+    state, expected = rng_state(), draw()
+    set_rng_state(state)
+    report_unknown_tokens(dataset, key)
+    assert draw() == expected and tokenizer.backend_tokenizer.to_str() == settings
+    line, *warnings = capsys.readouterr().out.splitlines()
+    share = float(line.removeprefix(f'{key}: ').split('%')[0])
+    assert 'of the tokens are [UNK]' in line and (share == 100 if len(files) == 1 else 5 < share < 60)
+    assert len(warnings) == 1 and warnings[0].startswith(f'warning: {tmp_path}/ru.json: 100% of the tokens are [UNK]')
+    assert '--text_encoder' in warnings[0]
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_texts_without_unknown_tokens_give_no_warning(tokenizer, capsys, monkeypatch):
+    report_unknown(tokenizer, {'a.json': ['a red star', ''], 'b.json': [''], 'c.json': ['a red star ж ' * 3]}, 'texts')
+    assert capsys.readouterr().out.startswith('texts: ')
+    report_unknown(tokenizer, {'a.json': ['a red star'] * 9 + ['a red ж']}, 'texts')
+    assert capsys.readouterr().out == 'texts: 3.33% of the tokens are [UNK] (in 10 texts)\n'
+    monkeypatch.setattr(distributed, 'is_main', lambda: False)
+    report_unknown(tokenizer, {'a.json': ['ж']}, 'texts')
+    assert capsys.readouterr().out == ''

@@ -8,6 +8,7 @@ import torch
 from dataset.nlvr_dataset import NLVRDataset, NLVREvalDataset
 from tests.helpers import read_rows, write_rows
 from tests.tiny import resolved
+from utils.errors import InputError
 
 
 @pytest.fixture
@@ -51,12 +52,22 @@ def test_a_batch_is_the_left_images_then_the_right_ones(shapes, rows, settings_o
             assert torch.equal(other['images'][3 * side + i], image)
 
 
-@pytest.mark.parametrize('label', ['true', 1, None, 'Yes', 'TRUE'])
+@pytest.mark.parametrize('label', ['true', 1, '', 'Yes', 'TRUE'])
 def test_any_other_label_is_refused_with_its_row(rows, settings_of, label):
     rows[2]['label'] = label
     message = r"""rows.json: row 2, .*: 'label' must be "True", "False" or a JSON boolean"""
     with pytest.raises(ValueError, match=message):
         NLVRDataset(*settings_of(rows), seed=0)
+
+
+def test_training_rows_without_a_label_are_refused(rows, settings_of):
+    rows[1]['label'] = None
+    del rows[2]['label']
+    message = 'rows.json: row 1 has no label, and 2 of 3 training rows have none; remove them'
+    with pytest.raises(InputError, match=message):
+        NLVRDataset(*settings_of(rows), seed=0)
+    config, tokenizer = settings_of(rows)
+    assert NLVREvalDataset(config, 'val', tokenizer).labelled.tolist() == [0]
 
 
 def test_statements_keep_30_words_and_are_cut_in_tokens_only_at_the_last_position_embedding(rows, settings_of, capsys):

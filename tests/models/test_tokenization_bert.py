@@ -7,7 +7,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer, weights_folder
+from models.tokenization_bert import create_tokenizer, pack_tokenizer, unpack_tokenizer
+from models.weight_files import weights_folder
 from tests.reference import load_json
 from utils.errors import InputError
 

@@ -42,9 +42,9 @@ def broken_rows(shapes, name, numbers):
     rows = read_rows(shapes, name)
     for number in numbers:
         if 'images' in rows[number]:
-            rows[number]['images'][1] = 'images/gone.jpg'
+            rows[number]['images'][1] = f'images/gone{number}.jpg'
         else:
-            rows[number]['image'] = 'images/gone.jpg'
+            rows[number]['image'] = f'images/gone{number}.jpg'
     return rows
 
 
@@ -65,7 +65,7 @@ def test_an_evaluation_without_its_images_stops(shapes, tmp_path, checkpoints, t
     outcomes = run_script(f'{script.__name__}.py', argv, tmp_path, processes)
     [line] = [line for _, _, err in outcomes for line in err.splitlines()]
     words = rf'2 of the {rows * images_per_row} images that the rows of val_file name cannot be read, more than 1%, '
-    first = r'the first: .*rows.json, row 0: cannot read the image .*gone.jpg.*; restore the images, or evaluate'
+    first = r'the first: .*rows.json, row 0: cannot read the image .*gone\d+.jpg.*; restore the images, or evaluate'
     assert re.match(f'error: (at least )?{words}{first}', line)
     assert [code for code, _, _ in outcomes] == [2] * processes
     written = {path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()}

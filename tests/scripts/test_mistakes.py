@@ -36,7 +36,7 @@ def refused(task, shapes, folder, *settings, flags=(), match=None):
     'setting, message',
     [
         ('bert_config=[1]', r'bert_config must be a path or a mapping, not \[1\]'),
-        ('bert_config=5', 'bert_config must be a path or a mapping, not 5'),
+        ('bert_config=5', 'bert_config: there is no file 5'),
         ("bert_config=''", "bert_config must be a path or a mapping, not ''"),
         ('bert_config.num_attention_heads=3', 'hidden_size 32 must be a multiple of num_attention_heads 3'),
         ('bert_config.fusion_layer=7', 'fusion_layer 7 must be between 0 and num_hidden_layers 2'),

@@ -6,8 +6,11 @@ import os
 import pytest
 
 from tests.processes import run_python
-from utils.config import apply_overrides, read_bert_config, read_yaml, resolve, write_yaml
+from utils.config import apply_overrides, differences, read_bert_config, resolve
+from utils.config_files import find_file, read_yaml, write_yaml
 from utils.config_keys import BERT, KEYS, MOST_WORKERS, SECTIONS, boolean, boolean_or_names
+from utils.errors import InputError
+from utils.files import read_json
 
 BASE = 'configs/shapes/Pretrain.yaml'
 
@@ -48,7 +51,6 @@ def test_defaults_are_filled_in_and_nothing_is_lost(tmp_path):
         ('grit_from_epoch=-1', 'grit_from_epoch must be an integer of at least 0, or auto'),
         ('queue_size=1000', 'queue_size 1000 must be a multiple of search_space 640; take 640 or 1280'),
         ('search_space=100', 'must be a multiple of'),
-        ('schedular.lr=1', 'schedular.lr 1 differs from optimizer.lr'),
         ('vision_width=32', 'vision_width 32 must equal vit.embed_dim 64'),
         ('bert_config.encoder_width=32', 'bert_config.encoder_width 32 must equal the width of the image encoder'),
         ('bert_config=nowhere.json', 'there is no file nowhere.json'),
@@ -123,6 +125,99 @@ def test_overrides_reach_into_sections_and_files():
     overridden = apply_overrides(read_yaml('configs/Pretrain.yaml'), ['bert_config.fusion_layer=3'])
     config, _ = resolve('pretrain', overridden, '')
     assert config['bert_config']['fusion_layer'] == 3 and config['bert_config']['hidden_size'] == 768
+
+
+@pytest.mark.parametrize('overrides', [['optimizer.lr=5e-5'], ['schedular.lr=5e-5'], ['optimizer={lr: 5e-5}']])
+def test_an_override_of_one_learning_rate_moves_the_other(overrides):
+    for task, name in (('pretrain', 'Pretrain'), ('retrieval', 'Retrieval_coco'), ('vqa', 'shapes/VQA')):
+        config = apply_overrides(read_yaml(f'configs/{name}.yaml'), overrides)
+        found, _ = resolve(task, config, name)
+        assert found['optimizer']['lr'] == found['schedular']['lr'] == 5e-5
+
+
+def test_two_learning_rates_are_refused_wherever_both_are_given():
+    differ = 'schedular.lr 2 differs from optimizer.lr 1'
+    with pytest.raises(InputError, match=differ):
+        resolved('schedular.lr=2', 'optimizer.lr=1')
+    given = read_yaml(BASE)
+    given['optimizer'] |= {'lr': 1}
+    given['schedular'] |= {'lr': 2}
+    with pytest.raises(InputError, match=differ):
+        resolve('pretrain', apply_overrides(given, ['batch_size=8']), BASE)
+    assert resolved('optimizer.lr=1', 'schedular.lr=null')[0]['schedular']['lr'] == 1
+
+
+def test_the_two_learning_rates_of_a_changed_run_are_both_named():
+    before, now = resolved()[0], resolved('optimizer.lr=1e-3')[0]
+    assert differences(before, now).keys() == {'optimizer.lr', 'schedular.lr'}
+
+
+@pytest.mark.parametrize(
+    'value', ['set #1', '2014', 'yes', '1e3', 'a: b', '2014-01-01', '- x', '[1].json', "it's", '&a']
+)
+def test_paths_and_names_are_taken_as_they_are_written(value):
+    names = ['train_file', 'val_file', 'image_root', 'vqa_root', 'annotation_cache', 'answer_list', 'eos', 'init_deit']
+    for name in [*names, 'bert_config', 'bert_config.base', 'optimizer.opt', 'optimizer.no_decay']:
+        changed = apply_overrides({'bert_config': {}} if '.' in name else {}, [f'{name}={value}'])
+        for part in name.split('.'):
+            changed = changed[part]
+        assert changed == value, name
+
+
+def test_null_lists_booleans_and_quotes_keep_their_meaning():
+    def read(item):
+        return apply_overrides({}, [item])[item.partition('=')[0]]
+
+    for word in ('null', '~', ''):
+        assert read(f'val_file={word}') is None and read(f'annotation_cache={word}') is None
+        assert read(f'image_root={word}') == word
+    assert read('train_file=[2014, yes, "a, b.json"]') == ['2014', 'yes', 'a, b.json']
+    assert read('randaugment=[Identity, Sharpness]') == ['Identity', 'Sharpness']
+    assert read('randaugment=false') is False and read('init_deit=true') is True
+    assert read('eos=[SEP]') == read("eos='[SEP]'") == '[SEP]'
+    assert read("image_root=''") == '' and read('image_root="a b"') == 'a b'
+    assert read('bert_config={hidden_size: 64}') == {'hidden_size': 64}
+
+
+def test_files_are_found_from_any_working_directory(tmp_path, monkeypatch):
+    """A configuration: here, else in the repository; its bert_config: here, else beside it, else in the repository."""
+    expected = resolved()[0]
+    monkeypatch.chdir(tmp_path)
+    path = find_file('./configs/shapes/Pretrain.yaml')
+    assert os.path.isabs(path) and resolve('pretrain', read_yaml(path), path)[0] == expected
+    assert find_file('configs/none.yaml') == 'configs/none.yaml'
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'own.yaml').write_text('bert_config: {base: small.json}')
+    (tmp_path / 'mine' / 'small.json').write_text('{"hidden_size": 32}')
+    own = read_yaml(path) | read_yaml('mine/own.yaml')
+    assert resolve('pretrain', own, 'mine/own.yaml')[0]['bert_config']['hidden_size'] == 32
+    (tmp_path / 'small.json').write_text('{"hidden_size": 48}')
+    assert resolve('pretrain', own, 'mine/own.yaml')[0]['bert_config']['hidden_size'] == 48
+    (tmp_path / 'configs' / 'shapes').mkdir(parents=True)
+    (tmp_path / 'configs' / 'shapes' / 'Pretrain.yaml').write_text('a: 1')
+    assert find_file('configs/shapes/Pretrain.yaml') == 'configs/shapes/Pretrain.yaml'
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
+def test_files_with_a_byte_order_mark_are_read(tmp_path, encoding):
+    (tmp_path / 'a.yaml').write_text('image_root: bücher\n', encoding)
+    assert read_yaml(tmp_path / 'a.yaml') == {'image_root': 'bücher'}
+    (tmp_path / 'a.json').write_text('{"name": "bücher"}', encoding)
+    assert read_json(tmp_path / 'a.json', 'a key') == {'name': 'bücher'}
+
+
+def test_other_encodings_are_named_with_their_line(tmp_path):
+    (tmp_path / 'a.yaml').write_text('a: 1\nb: bücher\n', 'latin-1')
+    with pytest.raises(
+        InputError, match=r'a.yaml: not valid YAML: it is not UTF-8 text \(line 2: .*\); save it as UTF-8'
+    ):
+        read_yaml(tmp_path / 'a.yaml')
+    (tmp_path / 'a.json').write_text('["ä"]', 'utf-16-le')
+    with pytest.raises(InputError, match='answer_list: .*a.json is not valid JSON: '):
+        read_json(tmp_path / 'a.json', 'answer_list')
+    (tmp_path / 'a.yaml').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+    with pytest.raises(InputError, match='a.yaml: not valid YAML: it is a pointer of git-lfs'):
+        read_yaml(tmp_path / 'a.yaml')
 
 
 def test_a_bert_config_may_change_a_base(tmp_path):

@@ -1,8 +1,12 @@
 """The device of a process, on machines with and without GPUs."""
 
+import threading
+import time
+
 import pytest
 import torch
 
+from utils import distributed
 from utils.distributed import choose_device
 from utils.errors import InputError
 
@@ -52,3 +56,22 @@ def test_a_gpu_that_the_machine_does_not_have(machine, name, local_rank, gpu):
     machine(2, local_rank)
     with pytest.raises(InputError, match=f'GPU {gpu} is wanted, and this machine has only 2 GPU'):
         choose_device(name)
+
+
+@pytest.mark.parametrize('mark, waits', [(b'1', False), (None, True)])
+def test_another_process_waits_until_the_error_is_printed(monkeypatch, capsys, mark, waits):
+    """A launcher kills the rest when a process ends, so the first must have printed by then."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed, '_store', store)
+    monkeypatch.setattr(distributed, 'PRINTING', 0.3)
+    if mark:
+        distributed.print_failure('error: one line')
+        assert capsys.readouterr().err == 'error: one line\n'
+    start = time.monotonic()
+    distributed.await_printing()
+    assert (time.monotonic() - start > 0.2) == waits
+    if waits:
+        threading.Timer(0.1, distributed.print_failure, ['error: late']).start()
+        monkeypatch.setattr(distributed, 'PRINTING', 60)
+        distributed.await_printing()
+        assert store.check(['printed'])

@@ -121,6 +121,46 @@ def test_a_marker_of_another_program_is_refused(tmp_path, content):
         make_dataset(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['nlvr_train.json', 'vocab/vocab.txt', 'images/holiday.jpg', 'notes/a/b.md'])
+def test_a_folder_with_foreign_files_is_refused(tmp_path, name):
+    (tmp_path / 'w' / name).parent.mkdir(parents=True)
+    (tmp_path / 'w' / name).write_text('mine')
+    with pytest.raises(InputError, match=f'w holds {tmp_path}/w/{name}, which may not be of this program'):
+        make_dataset(tmp_path / 'w', 3, {'train': 30, 'val': 20, 'test': 20})
+    assert [path for path in (tmp_path / 'w').rglob('*') if path.is_file()] == [tmp_path / 'w' / name]
+    assert (tmp_path / 'w' / name).read_text() == 'mine'
+
+
+def test_a_folder_with_hidden_files_or_none_is_used(tmp_path):
+    (tmp_path / '.git').mkdir()
+    (tmp_path / 'images').mkdir()
+    for name in ('.DS_Store', '.git/HEAD'):
+        (tmp_path / name).touch()
+    assert not make_dataset(tmp_path, 3, {'train': 20, 'val': 20, 'test': 20})['reused']
+
+
+@pytest.mark.parametrize('number', [0, 1, 40, 60, -1])
+def test_a_killed_program_continues_in_its_folder(tmp_path, monkeypatch, number):
+    """Killed as it writes a file, -1: the marker; files that a power failure emptied are written again."""
+    sizes, written, atomic_write = {'train': 20, 'val': 20, 'test': 20}, [], build.atomic_write
+
+    def killed(path, *args, **options):
+        if len(written) == number or number < 0 and path.name == 'world.json':
+            raise KeyboardInterrupt
+        written.append(path)
+        return atomic_write(path, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, 'atomic_write', killed)
+        make_dataset(tmp_path / 'w', 3, sizes)
+    for path in written[-3:]:
+        path.write_bytes(b'')
+    assert not make_dataset(tmp_path / 'w', 3, sizes)['reused']
+    make_dataset(tmp_path / 'straight', 3, sizes)
+    assert contents(tmp_path / 'w') == contents(tmp_path / 'straight')
+    assert not (tmp_path / 'w' / '.unfinished').exists()
+
+
 def test_impossible_sizes_are_refused(tmp_path, monkeypatch):
     for split, named in (('train', 'train'), ('val', 'dev'), ('test', 'test')):
         for count in (3, 0, -1):
