@@ -104,7 +104,10 @@ def clean_row(row: object, kind: str) -> dict:
     clean = {}
     for name, check in REQUIRED[kind].items():
         if name not in row:
-            raise BadRow(f"has no '{name}'; a row of kind {kind} needs {', '.join(REQUIRED[kind])}")
+            remedy = (
+                '; `python -m dataset.prepare folder --kind retrieval_train` writes it' if name == 'image_id' else ''
+            )
+            raise BadRow(f"has no '{name}'; a row of kind {kind} needs {', '.join(REQUIRED[kind])}{remedy}")
         clean[name] = check(row[name], name)
     for name, check in OPTIONAL.get(kind, {}).items():
         if row.get(name) is not None:

@@ -84,13 +84,6 @@ def stream_json(path: str, lines: bool = False) -> Iterator[Any]:
         yield from read_rows(handle, path, lines)
 
 
-def require_key(mapping: Any, key: str, path: str, what: str) -> Any:
-    """`mapping[key]`; InputError with the name of the file if there is none."""
-    if not isinstance(mapping, dict) or key not in mapping:
-        raise InputError(f"{path} has no '{key}' in {what}: give the file of the release")
-    return mapping[key]
-
-
 def clean_caption(text: Any, summary: Summary) -> str | None:
     """The caption in one line of at most MAX_WORDS words; None, which is counted, if it is empty or not a string.
 

@@ -19,7 +19,7 @@ from dataset.prepare.images import (
 )
 from dataset.prepare.packed import is_packed, unpack
 from dataset.prepare.tables import table_pairs
-from dataset.prepare.texts import decode_text
+from dataset.prepare.texts import captions_in, decode_text
 from utils.errors import InputError
 
 
@@ -135,8 +135,7 @@ def images_with_texts(folder: str, encoding: str | None, summary: Summary) -> It
 
 def _read_text(path: str, encoding: str | None) -> list[str]:
     with open_regular(path) as file:
-        lines = decode_text(file.read(), path, encoding).replace('\r\n', '\n').split('\n')
-    return [line for line in lines if line.strip()]
+        return captions_in(decode_text(file.read(), path, encoding))
 
 
 def _is_image(path: str) -> bool:

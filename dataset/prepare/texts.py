@@ -65,6 +65,11 @@ def decode_text(data: bytes, name: str, encoding: str | None = None) -> str:
         raise _undecodable(name, error) from None
 
 
+def captions_in(text: str) -> list[str]:
+    """The lines of a text, without blank ones. They end in LF or CR LF, or, if there is no LF, in CR."""
+    return [line for line in text.split('\n' if '\n' in text else '\r') if line.strip()]
+
+
 def choose_encoding(head: bytes, name: str, encoding: str | None) -> str:
     """The encoding of a text that begins with the bytes `head`. InputError if it is not text."""
     refuse_packed(head, name)

@@ -17,7 +17,7 @@ from dataset.files import open_regular
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension
 from dataset.prepare.tables import CAPTION_COLUMNS
-from dataset.prepare.texts import decode_text
+from dataset.prepare.texts import captions_in, decode_text
 from dataset.prepare.unpacked import ShardFiles, image_extension, refuse_pointer
 from utils.errors import InputError
 
@@ -147,8 +147,7 @@ def read_captions(
 ) -> list:
     """The captions of a member: the lines of a text, or those in a JSON value."""
     if extension.rpartition('.')[2] != 'json':
-        text = decode_text(data, place, encoding)
-        return [line for line in text.split('\n' if '\n' in text else '\r') if line.strip()]
+        return captions_in(decode_text(data, place, encoding))
     try:
         return list(captions_of_json(json.loads(data), field))
     except (ValueError, RecursionError) as error:

@@ -12,17 +12,10 @@ from models.vit import create_vit
 from models.weight_files import model_state, read_bert, read_checkpoint, read_weights, weights_folder
 from models.weights import load_bert, load_deit
 from models.xbert import BertConfig, create_bert
+from tests.models.test_weights import SMALL
 from utils.errors import InputError
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:' + b'a' * 64 + b'\nsize 440473133\n'
-SMALL = {
-    'vocab_size': 60,
-    'hidden_size': 32,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 4,
-    'intermediate_size': 64,
-    'max_position_embeddings': 16,
-}
 VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n'
 
 # ---- BERT's folders ----

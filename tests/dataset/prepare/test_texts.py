@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from dataset.prepare.texts import choose_encoding, decode_text, encoding_name, read_lines
+from dataset.prepare.texts import captions_in, choose_encoding, decode_text, encoding_name, read_lines
 from tests.dataset.prepare.tools import read, refuse, run, write
 from utils.errors import InputError
 
@@ -47,6 +47,7 @@ def test_lines_may_end_in_cr(tmp_path):
         'two',
         'three',
     ]
+    assert captions_in('one\rtwo\r') == ['one', 'two'] and captions_in('a\r\n\r\nb') == ['a\r', 'b']
     assert list(read_lines(write_bytes(tmp_path / 'dos.txt', b'one\r\ntwo\r\n'))) == ['one\r\n', 'two\r\n']
     cut = write_bytes(tmp_path / 'cut.txt', 'ab'.encode('utf-16')[:-1])
     with pytest.raises(InputError, match='cut.txt'):
