@@ -4,6 +4,7 @@ import sys
 
 from dataset.prepare.answers import add_answers
 from dataset.prepare.check import add_check
+from dataset.prepare.common import Inputs
 from dataset.prepare.folder import add_folder
 from dataset.prepare.karpathy import add_coco, add_flickr30k
 from dataset.prepare.nlvr2 import add_nlvr2
@@ -26,6 +27,7 @@ def create_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     """Run a command and print its summary."""
     args = create_parser().parse_args(argv)
+    Inputs.protect(args)
     try:
         args.run(args).print()
     except KeyboardInterrupt:

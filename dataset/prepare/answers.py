@@ -1,13 +1,12 @@
 """The list of answers that VQA ranks: the most frequent ones of one's own annotation files, or of a release."""
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dataset.annotations.schema import checked_rows
-from dataset.prepare.arguments import add_command, positive
+from dataset.prepare.arguments import add_command, json_file, positive
 from dataset.prepare.common import Summary, progress_bar, stream_json, write_json
 from evaluation.vqa import normalize_answer
 from utils.arguments import Parser
@@ -20,7 +19,9 @@ def add_answers(commands: Any) -> None:
     parser = add_command(commands, 'answers', run_answers)
     parser.add_argument('files', nargs='+', metavar='F.json', help='annotation files of VQA, usually those of training')
     add_length_argument(parser)
-    parser.add_argument('--out', required=True, metavar='answer_list.json', help='answer list to write')
+    parser.add_argument(
+        '--out', required=True, type=json_file, metavar='answer_list.json', help='answer list to write, a JSON list'
+    )
 
 
 def add_length_argument(parser: Parser) -> None:
@@ -38,9 +39,6 @@ def run_answers(args: argparse.Namespace) -> Summary:
 
     Each row counts for its most common answer, normalized as in the official evaluation.
     """
-    for path in args.files:
-        if os.path.realpath(path) == os.path.realpath(args.out):
-            raise InputError(f'--out {args.out} is a file to read the answers from: give another file')
     summary = Summary('Answer list')
     write_answers(args.out, common_answers(args.files, summary), args.num_answers, summary)
     return summary

@@ -66,6 +66,13 @@ def annotation_file(word: str) -> str:
     return word
 
 
+def json_file(word: str) -> str:
+    """An argument that is the name of a JSON file."""
+    if not word.lower().endswith('.json'):
+        raise argparse.ArgumentTypeError(f'{word!r} does not end in .json, which it will be')
+    return word
+
+
 def not_negative(word: str) -> int:
     """An argument that is an integer of at least 0."""
     if not word.isdecimal():

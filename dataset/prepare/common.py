@@ -1,6 +1,8 @@
 """What all commands share: reading releases, cleaning captions, writing rows, and the summary at the end."""
 
+import argparse
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -15,7 +17,28 @@ from utils.files import atomic_write
 
 MAX_WORDS = 200  # training reads the first 30; a web page stored as a caption would only take memory
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
+MISSING = {'NA', 'N/A', 'NaN', 'nan', 'NULL', 'null', 'None', '\\N', '<NA>'}  # as pandas, R and databases write it
 EMOJI = re.compile('[\u2600-\u27bf\U0001f000-\U0001faff]')
+
+
+class Inputs:
+    """The files that a command reads, which it must not overwrite."""
+
+    files: frozenset[str] = frozenset()
+
+    @classmethod
+    def protect(cls, args: argparse.Namespace) -> None:
+        """Protect every file that an argument other than --out names."""
+        given = [value for name, value in vars(args).items() if name != 'out']
+        words = [word for value in given for word in (value if isinstance(value, list) else [value])]
+        files = (word for word in words if isinstance(word, str) and os.path.isfile(word))
+        cls.files = frozenset(map(os.path.realpath, files))
+
+    @classmethod
+    def refuse(cls, path: str) -> None:
+        """InputError if a file to be written is an input."""
+        if os.path.realpath(path) in cls.files:
+            raise InputError(f'{path} is to be written and is an input of the command: give another --out')
 
 
 class Summary:
@@ -99,6 +122,9 @@ def clean_caption(text: Any, summary: Summary) -> str | None:
     if not text:
         summary.dropped['empty caption'] += 1
         return None
+    if text in MISSING:
+        summary.dropped[f'caption {text!r}, the mark of a missing value'] += 1
+        return None
     words = text.split(maxsplit=MAX_WORDS)
     if len(words) > MAX_WORDS:
         text = ' '.join(words[:MAX_WORDS])
@@ -127,6 +153,7 @@ def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
 
     InputError if there is no row.
     """
+    Inputs.refuse(path)
     count, texts, images = 0, 0, set()
     start, between, end = ('', '\n', '\n') if path.lower().endswith(LINES_ENDINGS) else ('[\n', ',\n', '\n]\n')
     with atomic_write(path) as out:
@@ -144,10 +171,16 @@ def write_rows(path: str, rows: Iterable[dict], summary: Summary) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Write a JSON file atomically."""
+    Inputs.refuse(path)
     with atomic_write(path) as out:
         json.dump(value, out, indent=1)
 
 
 def add_prefix(prefix: str, *parts: str) -> str:
-    """The path of an image as it is written: the parts with forward slashes, after `--image-prefix`."""
+    """The path of an image as it is written: the parts with forward slashes, after `--image-prefix`.
+
+    InputError if there is a prefix and the path is absolute.
+    """
+    if prefix and os.path.isabs(parts[0]):
+        raise InputError(f'--image-prefix {prefix}: the path {parts[0]} is absolute: leave the prefix out')
     return '/'.join([prefix.rstrip('/') or '/', *parts] if prefix else parts)

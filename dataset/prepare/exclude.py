@@ -4,11 +4,13 @@ Half of Visual Genome is COCO, and COCO, SBU and Flickr30k all come from Flickr:
 image of another, under another name.
 """
 
+import argparse
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataset.annotations.json_reader import LINES_ENDINGS, layout, open_annotations
 from dataset.prepare.common import Summary, load_json, stream_json
@@ -21,9 +23,14 @@ from utils.errors import InputError
 COCO_NAME = re.compile(r'(?:COCO_[a-z]+\d{4}_)?(\d{12})')
 FLICKR_NAME = re.compile(r'([1-9]\d{4,})(?:_[0-9a-f]{6,})?(?:_[a-z])?')  # ID.jpg, or the end of a URL: ID_SECRET_z.jpg
 FLICKR_URL = re.compile(r'flickr\.com/(?:\w+/)*(\d+)_[0-9a-f]+')
+ID_COLUMNS = ('image_id', 'img_id', 'cocoid', 'coco_id', 'flickr_id', 'photo_id')
 VISUAL_GENOME = 'VG_100K'  # in folders of this name numbers are those of Visual Genome
 LONGEST_COCO_ID = 6  # digits
+SHORTEST_FLICKR_ID = 8  # digits, for images that may have any names
 FROM_NAME = object()
+# How the names of the splits begin that an option means; --exclude: all but those of training.
+SPLITS = {'--val': ('val', 'dev'), '--test': ('test',)}
+TRAINING = ('train', 'restval')
 
 
 class Exclusions:
@@ -35,6 +42,7 @@ class Exclusions:
     def __init__(
         self,
         files: list[str],
+        summary: Summary,
         encoding: str | None = None,
         option: str = '--exclude',
         allow_unmatched: bool = False,
@@ -45,25 +53,31 @@ class Exclusions:
         self.example: str | None = None  # the path of an image of the dataset
         for file in files:
             named = {}
-            for entry in map(str, _read_entries(file, option, encoding)):
-                named.setdefault(frozenset(_keys_of_entry(entry)), entry)
+            for names in _read_entries(file, option, encoding, summary):
+                keys = frozenset(key for name in names for key in _keys_of_entry(name))
+                named.setdefault(keys, names[0])
             if not named:
                 raise InputError(f'{option} {file} names no image: give a list of images or an annotation file')
             self.entries[file] = named
         self.keys = {key for named in self.entries.values() for keys in named for key in keys}
 
+    @classmethod
+    def of(cls, args: argparse.Namespace, summary: Summary) -> 'Exclusions':
+        """Those of the arguments that `add_output_arguments` adds."""
+        return cls(args.exclude, summary, args.encoding, allow_unmatched=args.allow_unmatched)
+
     def contains(self, path: str, coco_id: int | str | None = None, flickr_id: Any = FROM_NAME) -> bool:
         """Whether an image of the dataset is named. The ids are those that its dataset knows; by default the Flickr id
-        is taken from its name."""
+        is that in its name, if it is long enough to be none of another numbering."""
         if not self.keys:
             return False
         self.example = self.example or path
         folder, stem = _folder_and_stem(path)
-        keys = {stem, f'{folder}/{stem}', f'coco:{coco_id}'}
-        if flickr_id is not FROM_NAME:
-            keys.add(f'flickr:{flickr_id}')
-        elif match := FLICKR_NAME.fullmatch(stem):
-            keys.add(f'flickr:{match[1]}')
+        keys = {stem, f'{folder}/{stem}' if folder else f'*/{stem}', f'coco:{coco_id}'}
+        if flickr_id is FROM_NAME:
+            flickr_id = flickr_id_in_name(path)
+            flickr_id = flickr_id if flickr_id and len(flickr_id) >= SHORTEST_FLICKR_ID else None
+        keys.add(f'flickr:{flickr_id}')
         if match := COCO_NAME.fullmatch(stem):
             keys.add(f'coco:{int(match[1])}')
         found = self.keys & keys
@@ -95,15 +109,22 @@ class Exclusions:
         self.report(summary)
 
 
-def flickr_id(url: str | None) -> str | None:
-    """The id of a photo in the URL of an image on flickr.com; None for other URLs."""
-    match = FLICKR_URL.search(url or '')
+def flickr_id(url: Any) -> str | None:
+    """The id of a photo in the URL of an image on flickr.com; None for anything else."""
+    match = FLICKR_URL.search(url) if isinstance(url, str) else None
+    return match[1] if match else None
+
+
+def flickr_id_in_name(path: str) -> str | None:
+    """The id of a photo in the name of its file, ID.jpg or ID_SECRET_z.jpg."""
+    match = FLICKR_NAME.fullmatch(_folder_and_stem(path)[1])
     return match[1] if match else None
 
 
 def _folder_and_stem(path: str) -> tuple[str, str]:
-    folder, name = os.path.split(path.replace('\\', '/'))
-    return os.path.basename(folder), without_extension(name)
+    folder, name = os.path.split(unicodedata.normalize('NFC', path.strip()).replace('\\', '/'))
+    folder = os.path.basename(folder)
+    return '' if folder == '.' else folder, without_extension(name)
 
 
 def _keys_of_entry(entry: str) -> set[str]:
@@ -113,54 +134,86 @@ def _keys_of_entry(entry: str) -> set[str]:
         return {f'coco:{int(match[1])}'}
     if entry.isdecimal() and len(entry) <= LONGEST_COCO_ID:  # not a name: Visual Genome has files of such numbers
         return {f'coco:{int(entry)}', f'flickr:{entry}'}
-    keys = {f'{folder}/{stem}' if folder else stem}
-    if (match := FLICKR_NAME.fullmatch(stem)) and not folder.startswith(VISUAL_GENOME):
-        keys.add(f'flickr:{match[1]}')
+    keys = {f'{folder}/{stem}', f'*/{stem}'} if folder else {stem}
+    if not folder.startswith(VISUAL_GENOME) and (number := flickr_id_in_name(entry)):
+        keys.add(f'flickr:{number}')
     return keys
 
 
-def _read_entries(file: str, option: str, encoding: str | None) -> Iterator[Any]:
-    """Each name or id of an image in a text file, a release's JSON, or an annotation file."""
+def _is_wanted(split: Any, option: str) -> bool:
+    """Whether an option means the images of a split; those without a split in any case."""
+    if not isinstance(split, str) or not split.strip():
+        return True
+    split = split.strip().lower()
+    return split.startswith(SPLITS[option]) if option in SPLITS else not split.startswith(TRAINING)
+
+
+def _read_entries(file: str, option: str, encoding: str | None, summary: Summary) -> Iterator[list[str]]:
+    """The names and ids of each image in a text file, a release's JSON, or an annotation file."""
     if not file.lower().endswith(('.json', *LINES_ENDINGS)):
-        yield from _text_entries(file, encoding)
+        yield from _text_entries(file, option, encoding, summary)
         return
     with open_annotations(file) as handle:
         is_release = layout(handle, file) == 'object'
     if is_release:
         for image in Entry(load_json(file), file).entries('images', 'image'):
-            if image.get('split') in (None, 'val', 'test'):
-                yield image.identity('cocoid', 'file_name', 'filename', 'id')
+            if _is_wanted(image.get('split'), option):
+                name, url = image.identity('cocoid', 'file_name', 'filename', 'id'), image.get('flickr_url')
+                yield [str(name), *([url] if flickr_id(url) else [])]
         return
     for number, row in enumerate(stream_json(file)):
         if isinstance(row, str | int):
-            yield row
-        else:
-            row = Entry(row, file, f'row {number}')
-            yield from row.list('images') if 'images' in row else [row.text('image')]
+            yield [str(row)]
+            continue
+        row = Entry(row, file, f'row {number}')
+        if _is_wanted(row.get('split'), option):
+            for path in row.list('images') if 'images' in row else [row.text('image')]:
+                yield [str(path)]
 
 
-def _text_entries(file: str, encoding: str | None) -> Iterator[str]:
+class _Columns(NamedTuple):
+    """The columns of a table of images. split: None if there is none."""
+
+    delimiter: str
+    image: int
+    split: int | None
+
+
+def _text_entries(file: str, option: str, encoding: str | None, summary: Summary) -> Iterator[list[str]]:
     """The image of each line: the line itself, its part up to the extension of an image, or a column of a table."""
     extensions = '|'.join(re.escape(extension) for extension in image_extensions())
     name = re.compile(rf'"?(.+?(?:{extensions}))"?(?:$|[#,;|\t ])', re.IGNORECASE)
-    column = None
-    for number, line in enumerate(read_lines(file, encoding)):
+    columns = None
+    for number, line in enumerate(read_lines(file, encoding, summary), 1):
         line = line.strip()
-        if number == 0 and (column := _image_column(line)):
+        if number == 1 and (columns := _find_columns(line, f'{option} {file}')):
             continue
-        if column:
-            fields = next(csv.reader([line], delimiter=column[0], skipinitialspace=True), [])
-            line = fields[column[1]].strip() if column[1] < len(fields) else ''
+        if columns:
+            fields = next(csv.reader([line], delimiter=columns.delimiter, skipinitialspace=True), [])
+            fields += [''] * (1 + max(columns.image, columns.split or 0) - len(fields))
+            if columns.split is not None and not _is_wanted(fields[columns.split], option):
+                continue
+            line = fields[columns.image].strip()
         if line:
             match = name.match(line)
-            yield match[1] if match else re.split('[#,;|\t]', line)[0]
+            rest = line[match.end() :] if match else ''
+            numbers = re.split(r'[,;|\s]+', line)
+            if name.search(rest) or len(numbers) > 1 and all(map(str.isdecimal, numbers)):
+                raise InputError(
+                    f'{option} {file}, line {number} names several images: write each on a line of its own'
+                )
+            yield [match[1] if match else re.split('[#,;|\t]', line)[0]]
 
 
-def _image_column(heading: str) -> tuple[str, int] | None:
-    """The delimiter and the number of the column of images, if a line is the heading of a table."""
+def _find_columns(heading: str, place: str) -> _Columns | None:
+    """The columns of a table, if a line is its heading. InputError if it is one without a known column."""
     for delimiter in DELIMITERS:
         names = [name.strip(' "').lower() for name in heading.split(delimiter)]
-        for known in IMAGE_COLUMNS:
+        for known in (*IMAGE_COLUMNS, *ID_COLUMNS):
             if known in names:
-                return delimiter, names.index(known)
+                return _Columns(delimiter, names.index(known), names.index('split') if 'split' in names else None)
+        if len(names) > 1 and any(names) and all(re.fullmatch('[a-z_ ]*', name) for name in names):
+            raise InputError(
+                f'{place}: the columns {", ".join(names)} do not say which names the image: call it image or image_id'
+            )
     return None

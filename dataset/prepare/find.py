@@ -3,24 +3,22 @@
 A path whose file does not exist is looked up by name, by name in any case, by name without extension, and for COCO
 names by the number. Of several files the one is taken that shares most folders with the path, counted from the end.
 A file that fits several paths belongs to the one that it fits best: numbering often starts anew in each folder, and
-then the same name does not mean the same image.
+then the same name does not mean the same image. `places.py` decides whether a folder was moved, or only lacks an image.
 """
 
 import functools
-import itertools
 import os
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
 from dataset.prepare.common import Summary, progress_bar
-from dataset.prepare.exclude import COCO_NAME
-from dataset.prepare.images import files_under, without_extension
+from dataset.prepare.images import files_under
+from dataset.prepare.places import OTHER_EXTENSION, Places, fit, is_certain, name_key, path_parts
 from dataset.prepare.rebase import Paths
 from utils.errors import MissingFileError
 
 FOUND = 'image found elsewhere by its name'
+FOUND_AS_OTHER = 'image found with another extension'
 OUTSIDE = 'image found outside its root: training needs images_outside_root: true, or a root that holds all images'
 
 
@@ -33,21 +31,29 @@ def find_by_name(paths: Paths, folders: list[str], summary: Summary) -> None:
     for root, known in paths.items() if folders else ():
         bar = progress_bar(known.items(), 'looking for images', len(known))
         missing[root] = {path: new for path, new in bar if not os.path.exists(os.path.join(root, new))}
-    keys = {_key(path) for known in missing.values() for path in known.values()}
+    keys = {name_key(path) for known in missing.values() for path in known.values()}
     if not keys:
         return
-    found = find_files(missing, index_files(keys, folders, summary), summary)
-    owners = find_owners(found, missing, paths)
-    for root, files in found.items():
-        for path, file in files.items():
+    files = index_files(keys, folders, summary)
+    found = find_files(missing, files, summary)
+    owners, places = find_owners(found, missing, paths), Places(paths, missing)
+    for root, pairs in found.items():
+        for path, file in pairs.items():
+            if fit(missing[root][path], file)[0] > OTHER_EXTENSION:
+                places.add_move(root, missing[root][path], file)
+    for root, pairs in found.items():
+        for path, file in pairs.items():
             wanted = missing[root][path]
-            if file in owners and owners[file] != {(root, _parts(wanted))} and not _is_certain(wanted, file):
-                what = 'image not replaced, because the only file of its name fits another path as well or better'
-                summary.note(what, f'{wanted!r}: {file!r}')
+            doubt = places.doubt(root, wanted, file, files[name_key(wanted)])
+            if file in owners and owners[file] != {(root, path_parts(wanted))} and not is_certain(wanted, file):
+                doubt = 'the only file of its name fits another path as well or better'
+            if doubt:
+                summary.note(f'image not replaced, because {doubt}', f'{wanted!r}: {file!r}')
                 continue
             new = paths[root][path] = path_from_root(file, root)
-            summary.changed[FOUND] += 1
-            summary.first.setdefault(FOUND, f'{wanted!r} is now {new!r}')
+            what = FOUND_AS_OTHER if fit(wanted, file)[0] == OTHER_EXTENSION else FOUND
+            summary.changed[what] += 1
+            summary.first.setdefault(what, f'{wanted!r} is now {new!r}')
             if root and os.path.isabs(new):
                 summary.note(OUTSIDE, repr(new))
 
@@ -57,7 +63,7 @@ def index_files(wanted: set[str], folders: Iterable[str], summary: Summary) -> d
     files = defaultdict(list)
     for folder in map(os.path.abspath, folders):
         for path in progress_bar(files_under(folder, summary), f'files in {folder}'):
-            if (key := _key(path)) in wanted:
+            if (key := name_key(path)) in wanted:
                 files[key].append(os.path.join(folder, path))
     return files
 
@@ -70,7 +76,7 @@ def find_files(missing: Paths, files: dict[str, list[str]], summary: Summary) ->
     found: Paths = {root: {} for root in missing}
     for root, known in missing.items():
         for path, wanted in known.items():
-            best = best_files(wanted, files.get(_key(wanted), []))
+            best = best_files(wanted, files.get(name_key(wanted), []))
             if len(best) == 1:
                 found[root][path] = best[0]
             elif best:
@@ -89,15 +95,6 @@ def best_files(path: str, files: list[str]) -> list[str]:
     return list({os.path.realpath(file): file for file in best[::-1]}.values())[::-1]
 
 
-def fit(path: str, file: str) -> tuple[int, int]:
-    """How well a file fits a path, higher is better: how similar the names are, then how many folders are the same."""
-    parts, others = _parts(path), _parts(file)
-    forms = (str, _fold, lambda name: _fold(without_extension(name)), _key)
-    rank = next(rank for rank, form in enumerate(forms) if form(parts[-1]) == form(others[-1]))
-    pairs = zip(parts[-2::-1], others[-2::-1], strict=False)
-    return -rank, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def find_owners(found: Paths, missing: Paths, paths: Paths) -> dict[str, set[tuple[str, tuple[str, ...]]]]:
     """{file: the images, as (root, parts of the path), that it fits best} of the found files that several paths name.
 
@@ -107,7 +104,7 @@ def find_owners(found: Paths, missing: Paths, paths: Paths) -> dict[str, set[tup
     claims: dict[str, list[tuple[tuple[int, int], tuple]]] = {}
 
     def claim(file: str, root: str, path: str, rank: tuple[int, int]) -> None:
-        claims.setdefault(file, []).append((rank, (root, _parts(path))))
+        claims.setdefault(file, []).append((rank, (root, path_parts(path))))
 
     for root, files in found.items():
         for path, file in files.items():
@@ -141,26 +138,3 @@ def _folder_from_root(folder: str, root: str) -> str | None:
             if relative.split('/')[0] != os.pardir:
                 return '' if relative == os.curdir else f'{relative}/'
     return None
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    """Folders and name of a path, which may be of Windows."""
-    return tuple(part for part in re.split(r'[/\\]+', path) if part not in ('', '.')) or ('',)
-
-
-def _fold(name: str) -> str:
-    """The name without its case, in one of the forms that Unicode has for accented letters."""
-    return name.casefold() if name.isascii() else unicodedata.normalize('NFC', name).casefold()
-
-
-def _key(path: str) -> str:
-    """What the names of one image share: the name without case and extension, or the number of a COCO image."""
-    stem = without_extension(path.replace('\\', '/').rpartition('/')[2])
-    match = COCO_NAME.fullmatch(stem)
-    return match[1] if match else _fold(stem)
-
-
-def _is_certain(*paths: str) -> bool:
-    """Whether the name of one of two paths identifies the image: it is COCO's, and the number of both is the same."""
-    names = [_parts(path)[-1] for path in paths]
-    return any(name.startswith('COCO_') and COCO_NAME.fullmatch(without_extension(name)) for name in names)

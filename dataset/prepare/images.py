@@ -32,9 +32,10 @@ def has_image_extension(path: str) -> bool:
 
 
 def files_under(folder: str, summary: Summary) -> Iterator[str]:
-    """Sorted paths, relative to `folder`, of all files under it that are not hidden.
+    """Sorted paths, relative to `folder`, of all files under it that are not hidden, nor in a hidden folder.
 
-    Links to folders are followed, and each folder is read once. Broken links and unreadable folders are counted.
+    Links to folders are followed, and each folder is read once. Broken links, and folders that are hidden or cannot be
+    read, are counted.
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'the folder {folder} does not exist: give the folder of the images')
@@ -50,14 +51,20 @@ def files_under(folder: str, summary: Summary) -> Iterator[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders.sort()
+        for name in sorted(filter(_is_hidden, folders)):
+            summary.note('hidden folder, not read', os.path.join(here, name))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         start = '' if here == folder else f'{os.path.relpath(here, folder).replace(os.sep, "/")}/'
         for name in sorted(names):
             path = os.path.join(here, name)
             if os.path.islink(path) and not os.path.exists(path):
                 summary.drop('broken link', path)
-            elif not name.startswith('.'):
+            elif not _is_hidden(name):
                 yield f'{start}{name}'
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith('.')
 
 
 def image_files(files: Iterable[str], summary: Summary) -> Iterator[str]:

@@ -3,14 +3,14 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from dataset.prepare.arguments import add_command, add_output_arguments
 from dataset.prepare.common import Summary, add_prefix, caption_rows, clean_caption, load_json, write_rows
 from dataset.prepare.entries import Entry
-from dataset.prepare.exclude import Exclusions
+from dataset.prepare.exclude import Exclusions, flickr_id, flickr_id_in_name
 from dataset.prepare.images import without_extension
 from dataset.prepare.texts import read_lines
 from utils.errors import InputError, MissingFileError
@@ -25,6 +25,7 @@ class Image:
     image_id: str
     split: str = 'train'
     captions: list = field(default_factory=list)
+    flickr_id: str | None = None
 
 
 def add_coco(commands: Any) -> None:
@@ -58,7 +59,10 @@ def run_coco(args: argparse.Namespace) -> Summary:
     if karpathy[0]:
         images = karpathy_images(*loaded[0][::-1], args.image_prefix, 'coco_', summary)
     else:
-        images = [image for path, data in loaded for image in coco_images(data, path, args.image_prefix, summary)]
+        images = []
+        for path, data in loaded:
+            images += coco_images(data, path, args.image_prefix, summary)
+        refuse_repeated(images)
     images = drop_excluded(images, args, summary)
     training = [(image.path, image.captions) for image in images if image.split in TRAINING]
     write_rows(os.path.join(args.out, 'coco.json'), caption_rows(training, args.one_row_per_image, summary), summary)
@@ -74,7 +78,7 @@ def run_flickr30k(args: argparse.Namespace) -> Summary:
     name the images of val and test with --val and --test.
     """
     summary = Summary('Flickr30k')
-    if args.file.endswith('.json'):
+    if args.file.lower().endswith('.json'):
         if args.val or args.test:
             raise InputError(
                 f'--val and --test: {args.file} says itself which images are in val and test: leave them out'
@@ -84,7 +88,7 @@ def run_flickr30k(args: argparse.Namespace) -> Summary:
             raise InputError(f'{args.file} has no images with sentences and split: give dataset_flickr30k.json')
         images = karpathy_images(data, args.file, args.image_prefix, '', summary)
     else:
-        images = list(token_images(args.file, args.image_prefix, args.encoding, summary))
+        images = token_images(args.file, args.image_prefix, args.encoding, summary)
         split_images(images, args, summary)
     images = drop_excluded(images, args, summary)
     write_retrieval(args.out, 'flickr30k', images, summary)
@@ -99,8 +103,8 @@ def split_images(images: list['Image'], args: argparse.Namespace, summary: Summa
     named: dict[str, set[str]] = {}
     for split in ('val', 'test'):
         file = getattr(args, split)
-        images_of_list = Exclusions([file] if file else [], args.encoding, f'--{split}', args.allow_unmatched)
-        named[split] = {image.path for image in images if images_of_list.contains(image.path)}
+        images_of_list = Exclusions([file] if file else [], summary, args.encoding, f'--{split}', args.allow_unmatched)
+        named[split] = {image.path for image in images if images_of_list.contains(image.path, None, image.flickr_id)}
         images_of_list.report(summary)
     both = named['val'] & named['test']
     if both:
@@ -129,52 +133,60 @@ def karpathy_images(data: dict, path: str, prefix: str, id_prefix: str, summary:
         folder = [entry.text('filepath')] if entry.get('filepath') else []
         captions = [sentence.get('raw') for sentence in entry.entries('sentences', 'sentence')]
         number = entry.identity('cocoid') if 'cocoid' in entry else without_extension(name)
-        images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', split, captions))
+        flickr = None if 'cocoid' in entry else flickr_id_in_name(name)
+        images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', split, captions, flickr))
     return images
 
 
-def coco_images(data: object, path: str, prefix: str, summary: Summary) -> Iterable[Image]:
+def coco_images(data: object, path: str, prefix: str, summary: Summary) -> list[Image]:
     """The images of COCO's own captions_*.json."""
     images, top = {}, Entry(data, path)
     for entry in top.entries('images', 'image'):
         name, number = entry.text('file_name'), entry.identity('id')
-        # 2014: COCO_train2014_000000000009.jpg is in train2014; 2017: only the URL contains the folder.
-        folder = name.split('_')[1] if re.match('COCO_[^_]+_', name) else folder_of_url(entry.get('coco_url'))
         if str(number) in images:
             raise InputError(f'{path}: {entry.place} has the id {number!r} of an image before it: correct one of them')
-        images[str(number)] = Image(add_prefix(prefix, *filter(None, [folder]), name), f'coco_{number}')
+        file = add_prefix(prefix, *filter(None, [folder_of(entry)]), name)
+        images[str(number)] = Image(file, f'coco_{number}', flickr_id=flickr_id(entry.get('flickr_url')))
     for annotation in top.entries('annotations', 'annotation'):
         if image := images.get(str(annotation.identity('image_id'))):
             image.captions.append(annotation.get('caption'))
         else:
             summary.drop('caption of an image that is not listed', f'{path}, {annotation.place}')
-    return images.values()
+    return list(images.values())
 
 
-def folder_of_url(url: object) -> str:
-    """The last folder in the URL of an image; '' if there is none, as tools for annotation write it."""
-    path = re.sub(r'^\w+://[^/]*', '', url) if isinstance(url, str) else ''
-    return os.path.basename(os.path.dirname(path))
+def folder_of(entry: Entry) -> str:
+    """The folder of an image of COCO; '' if its name has one, or if nothing says it, as for other datasets.
+
+    2014: COCO_train2014_000000000009.jpg is in train2014; 2017: only the URL, .../train2017/000000000009.jpg, says it.
+    """
+    name, url = entry.text('file_name'), entry.get('coco_url')
+    for form, text in ((r'COCO_([a-z]+\d{4})_\d{12}\.jpg', name), (rf'.*/([a-z]+\d{{4}})/{re.escape(name)}', url)):
+        if isinstance(text, str) and '/' not in name and (match := re.fullmatch(form, text)):
+            return match[1]
+    return ''
 
 
-def token_images(path: str, prefix: str, encoding: str | None, summary: Summary) -> Iterable[Image]:
+def token_images(path: str, prefix: str, encoding: str | None, summary: Summary) -> list[Image]:
     """The images of `NAME#0<TAB>caption` lines, or of `NAME| 0| caption` lines under a heading."""
     images: dict[str, Image] = {}
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist: give results_20130124.token, results.csv or Karpathy JSON')
-    for number, line in enumerate(read_lines(path, encoding)):
+    for number, line in enumerate(read_lines(path, encoding, summary)):
         name, caption = _split_line(line)
         if caption is None:
             if number and line.strip():
                 summary.drop('line without an image and a caption', f'{path}, line {number + 1}')
             continue
-        image = images.setdefault(name, Image(add_prefix(prefix, name), without_extension(name)))
-        image.captions.append(caption)
+        if name not in images:
+            number = flickr_id_in_name(name)
+            images[name] = Image(add_prefix(prefix, name), without_extension(name), flickr_id=number)
+        images[name].captions.append(caption)
     if not images:
         raise InputError(
             f'{path} has no lines NAME#0<TAB>caption or NAME| 0| caption: give a caption file of Flickr30k'
         )
-    return images.values()
+    return list(images.values())
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
@@ -188,11 +200,19 @@ def _split_line(line: str) -> tuple[str, str | None]:
     return '', None
 
 
-def drop_excluded(images: Iterable[Image], args: argparse.Namespace, summary: Summary) -> list[Image]:
+def refuse_repeated(images: list[Image]) -> None:
+    """InputError if an image is in two files, whose captions would be there twice."""
+    seen = set()
+    for image in images:
+        if image.path in seen:
+            raise InputError(f'the image {image.path} is in two of the files: give each file once')
+        seen.add(image.path)
+
+
+def drop_excluded(images: list[Image], args: argparse.Namespace, summary: Summary) -> list[Image]:
     """The images that --exclude does not name."""
-    images = list(images)
-    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
-    remaining = [image for image in images if not exclusions.contains(image.path)]
+    exclusions = Exclusions.of(args, summary)
+    remaining = [image for image in images if not exclusions.contains(image.path, None, image.flickr_id)]
     summary.read['images'] += len(images)
     summary.read['captions'] += sum(len(image.captions) for image in images)
     summary.excluded |= {image.path for image in images} - {image.path for image in remaining}

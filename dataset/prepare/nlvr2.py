@@ -34,7 +34,7 @@ def run_nlvr2(args: argparse.Namespace) -> Summary:
     images/train/DIRECTORY/, dev/, test1/. A file without labels gives rows without labels, to be predicted.
     """
     summary = Summary('NLVR2')
-    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
+    exclusions = Exclusions.of(args, summary)
     written: dict[str, list[dict]] = {}
     for path in args.files:
         rows = list(statement_rows(path, args.image_prefix, exclusions, summary))
@@ -55,6 +55,7 @@ def run_nlvr2(args: argparse.Namespace) -> Summary:
 
 def statement_rows(path: str, prefix: str, exclusions: Exclusions, summary: Summary) -> Iterator[tuple[str, dict]]:
     """(split, row); train-10171-0-1 identifies the second statement about train-10171-0-img0 and train-10171-0-img1."""
+    labels: dict[str, Any] = {}
     for item in entries(progress_bar(stream_json(path, lines=True), os.path.basename(path)), path, 'row'):
         identifier = item.text('identifier')
         split, stem = identifier.split('-')[0], identifier.rpartition('-')[0]
@@ -65,6 +66,14 @@ def statement_rows(path: str, prefix: str, exclusions: Exclusions, summary: Summ
         folder = split if split != 'train' else f'images/train/{item.identity("directory")}'
         images = [add_prefix(prefix, folder, f'{stem}-img{side}.png') for side in (0, 1)]
         summary.read[f'statements of {split}'] += 1
+        if identifier in labels:
+            if labels[identifier] != (item.get('sentence'), str(item.get('label'))):
+                raise InputError(
+                    f"{path}: {item.place} has the identifier '{identifier}' of another statement: correct it"
+                )
+            summary.drop('statement that is there twice', f'{path}, {item.place}')
+            continue
+        labels[identifier] = item.get('sentence'), str(item.get('label'))
         excluded = [image for image in images if exclusions.contains(image)]
         if 'label' in item and str(item.get('label')) not in ('True', 'False'):
             summary.drop('label that is neither True nor False', f'{path}, {item.place}: {item.get("label")!r}')

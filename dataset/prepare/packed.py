@@ -9,21 +9,30 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow
 import pyarrow.parquet as parquet
 
 from dataset.files import open_regular
+from dataset.prepare.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SPLIT_COLUMNS,
+    captions_of,
+    choose_columns,
+    find_name,
+)
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension, without_extension
-from dataset.prepare.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_columns
+from dataset.prepare.splits import Splits
 from dataset.prepare.unpacked import ShardFiles, image_extension, refuse_pointer, safe_name
 from dataset.prepare.webdataset import tar_samples
 from utils.errors import InputError
 
 TARS = ('.tar', '.tar.gz', '.tgz')
 PER_BATCH = 64  # rows of a Parquet file
-SPLIT = re.compile(r'(?<![a-z])(train|val|dev|test)(?:id|idation|ing)?(?![a-z])')
+EXAMINED = 32  # values of a column that may have images
 
 
 def is_packed(source: str, columns: list[str] | None = None) -> bool:
@@ -33,7 +42,7 @@ def is_packed(source: str, columns: list[str] | None = None) -> bool:
 
 
 def unpack(
-    source: str, out: str, columns: list[str] | None, encoding: str | None, summary: Summary
+    source: str, out: str, columns: list[str] | None, encoding: str | None, splits: Splits, summary: Summary
 ) -> Iterator[tuple[str, list]]:
     """(path relative to `out`, captions) of each sample, whose image is written to a file in the folder `out`.
 
@@ -41,10 +50,14 @@ def unpack(
     extension of the captions or their field in a `.json`. encoding: of captions in text members, by default UTF-8.
     """
     tars, tables = find_shards(source)
-    if tars and any(image_column(path, columns) for path in tables):
+    tables = [path for path in tables if image_column(path, columns)] or ([] if tars else tables)
+    if tars and tables:
         raise InputError(f"{source} has tars and Parquet files with images: give one kind, such as '{source}/*.tar'")
-    shards = tars or tables
-    refuse_several_splits(source, shards)
+    shards = splits.choose_files({path: shard_stem(path) for path in tars or tables})
+    if not tars:
+        for path in shards:
+            find_splits(path, splits)
+        splits.refuse_mixture()
     if os.path.isdir(source):
         beside = sorted(filter(has_image_extension, os.listdir(source)))
         if beside:
@@ -55,9 +68,9 @@ def unpack(
         summary.read['shards'] += 1
         files = ShardFiles(out, safe_name(shard_stem(shard), '', folders), shard, count)
         if tars:
-            yield from tar_samples(shard, columns, encoding, files, summary)
+            yield from tar_samples(shard, columns, encoding, files, splits, summary)
         else:
-            yield from table_samples(shard, columns, files, summary)
+            yield from table_samples(shard, columns, files, splits, summary)
     summary.written.append(f'{out}: {count["created"]:,} images unpacked, {count["kept"]:,} were there already')
 
 
@@ -79,27 +92,38 @@ def shard_stem(path: str) -> str:
     return re.sub(r'\.(tar(\.gz)?|tgz|parquet)$', '', os.path.basename(path), flags=re.IGNORECASE)
 
 
-def refuse_several_splits(source: str, shards: list[str]) -> None:
-    """InputError if the names of shards say that they are of several splits: training would read test images."""
-    splits = {' and '.join(sorted(set(SPLIT.findall(shard_stem(shard).lower())))) for shard in shards} - {''}
-    if len(splits) > 1:
-        raise InputError(
-            f'{source} has shards of the splits {", ".join(sorted(splits))}: give those of one as a pattern in quotes, '
-            "such as 'FOLDER/train-*.parquet'"
-        )
-
-
 def image_column(path: str, columns: list[str] | None) -> str | None:
     """The column of a Parquet file that contains images; None if there is none, or it is no Parquet file."""
     try:
         with open_regular(path) as file:
             refuse_pointer(file, path)
-            schema = parquet.read_schema(file)
+            with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+                schema = table.schema_arrow
+                known = [name for name in schema.names if name.lower() in IMAGE_COLUMNS]
+                names = columns[:1] if columns else dict.fromkeys([*known, *schema.names])
+                return next((name for name in names if name in schema.names and _has_images(table, name)), None)
     except (OSError, pyarrow.ArrowException):
         return None
-    known = [name for name in schema.names if name.lower() in IMAGE_COLUMNS]
-    names = columns[:1] if columns else [*known, *schema.names]
-    return next((name for name in names if name in schema.names and _has_bytes(schema.field(name).type)), None)
+
+
+def _has_images(table: parquet.ParquetFile, name: str) -> bool:
+    """Whether a column of bytes has images: one of its first values is one, or names the image that it lacks."""
+    if not _has_bytes(table.schema_arrow.field(name).type):
+        return False
+    try:
+        batch = next(table.iter_batches(EXAMINED, columns=[name]), None)
+    except (OSError, pyarrow.ArrowException):
+        return True  # it is damaged, which is said when it is unpacked
+    for value in batch[name].to_pylist() if batch else ():
+        data, path = _data_and_path(value)
+        if data and image_extension(data) or not data and path and has_image_extension(path):
+            return True
+    return False
+
+
+def _data_and_path(value: bytes | dict | None) -> tuple[bytes | None, str | None]:
+    """The contents of an image and the path that it had."""
+    return (value.get('bytes'), value.get('path')) if isinstance(value, dict) else (value, None)
 
 
 def _has_bytes(kind: pyarrow.DataType) -> bool:
@@ -108,15 +132,26 @@ def _has_bytes(kind: pyarrow.DataType) -> bool:
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
+def find_splits(path: str, splits: Splits) -> None:
+    """Show `splits` those that a Parquet file has, before its images are unpacked."""
+    with _refuse_damage(path), open_regular(path) as file, parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+        if split := find_name(table.schema_arrow.names, SPLIT_COLUMNS):
+            for batch in table.iter_batches(columns=[split]):
+                for value in batch[split].to_pylist():
+                    splits.see(value)
+
+
 def table_samples(
-    path: str, columns: list[str] | None, files: ShardFiles, summary: Summary
+    path: str, columns: list[str] | None, files: ShardFiles, splits: Splits, summary: Summary
 ) -> Iterator[tuple[str, list]]:
     """(path of the image, captions) of each row of a Parquet file that has both."""
-    for number, (image, caption) in enumerate(table_rows(path, columns)):
+    for number, (image, caption, *split) in enumerate(table_rows(path, columns)):
         summary.read['rows'] += 1
         place = f'{path}, row {number}'
-        data, source = (image.get('bytes'), image.get('path')) if isinstance(image, dict) else (image, None)
-        captions = [text for text in (caption if isinstance(caption, list) else [caption]) if text not in (None, '')]
+        if split and not splits.takes(split[0], place):
+            continue
+        data, source = _data_and_path(image)
+        captions = [text for text in captions_of(caption, summary) if text not in (None, '')]
         if not data:
             summary.drop('image that is not in the file, only its path' if source else 'row without an image', place)
         elif not captions:
@@ -129,26 +164,38 @@ def table_samples(
             yield files.write(stem, extension, data, fallback=row), captions
 
 
-def table_rows(path: str, columns: list[str] | None) -> Iterator[tuple[bytes | dict | None, object]]:
-    """(image, caption) of each row of a Parquet file, of which only a few rows are in memory."""
+def table_rows(path: str, columns: list[str] | None) -> Iterator[tuple]:
+    """(image, caption) of each row of a Parquet file, and its split if there is such a column.
+
+    Only a few rows are in memory.
+    """
     image = image_column(path, columns)
-    with open_regular(path) as file:
+    with _refuse_damage(path), open_regular(path) as file:
         refuse_pointer(file, path)
-        try:
-            with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
-                names = table.schema_arrow.names
-                lower = {name.lower(): name for name in reversed(names)}
-                caption = next((lower[name] for name in CAPTION_COLUMNS if name in lower), None)
-                chosen = choose_columns(names, columns or ([image, caption] if image and caption else None), path)
-                if chosen[0] != image:
-                    raise InputError(f'{path}: the column {chosen[0]} has no images: choose another with --columns')
-                for batch in progress_bar(
-                    table.iter_batches(PER_BATCH, columns=chosen),
-                    f'unpacking {os.path.basename(path)}',
-                    -(-table.metadata.num_rows // PER_BATCH),
-                ):
-                    yield from zip(*(batch[name].to_pylist() for name in chosen), strict=True)
-        except UnicodeDecodeError as error:
-            raise InputError(f'{path}: a caption or path is not UTF-8 text ({error}): correct it') from None
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None
+        with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+            names = table.schema_arrow.names
+            caption, split = find_name(names, CAPTION_COLUMNS), find_name(names, SPLIT_COLUMNS)
+            chosen = choose_columns(names, columns or ([image, caption] if image and caption else None), path)
+            if chosen[0] != image:
+                raise InputError(f'{path}: the column {chosen[0]} has no images: choose another with --columns')
+            if split and split not in chosen:
+                chosen.append(split)
+            for batch in progress_bar(
+                table.iter_batches(PER_BATCH, columns=chosen),
+                f'unpacking {os.path.basename(path)}',
+                -(-table.metadata.num_rows // PER_BATCH),
+            ):
+                yield from zip(*(batch[name].to_pylist() for name in chosen), strict=True)
+
+
+@contextmanager
+def _refuse_damage(path: str) -> Iterator[None]:
+    """InputError for what pyarrow raises."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path}: a caption or path is not UTF-8 text ({error}): correct it') from None
+    except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None

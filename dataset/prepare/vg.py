@@ -39,7 +39,7 @@ def run_vg(args: argparse.Namespace) -> Summary:
     """
     summary = Summary('Visual Genome')
     images = read_images(args.images, args.image_prefix)
-    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
+    exclusions = Exclusions.of(args, summary)
     summary.read['images of image_data.json'] = len(images)
     items = entries(progress_bar(stream_json(args.regions), 'regions', len(images)), args.regions, 'image')
     described = described_images(items, images, exclusions, args.largest, summary)

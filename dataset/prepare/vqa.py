@@ -38,6 +38,7 @@ class Annotation(NamedTuple):
     answers: tuple[str, ...]  # as the annotators gave them
     common: str  # the normalized answer that counts for the answer list, '' if there is none
     types: tuple[tuple[str, str], ...]  # answer_type and question_type, those that it has
+    image_id: int | None  # of COCO
     path: str  # of its file
 
 
@@ -87,6 +88,7 @@ class Release:
             answers,
             sys.intern(most_common_answer([chosen] if chosen else answers)),
             tuple((key, sys.intern(value)) for key, value in types if value),
+            entry.integer('image_id') if 'image_id' in entry else None,
             entry.path,
         )
         known = self.annotations.setdefault(str(question_id), annotation)
@@ -97,6 +99,18 @@ class Release:
             )
         if known is not annotation:
             self.summary.drop('annotation that is there twice', place)
+
+    def refuse_other_images(self) -> None:
+        """InputError if a question and its annotation are about different images."""
+        for questions in self.questions.values():
+            for key, question in questions.items():
+                annotation = self.annotations.get(key)
+                number = annotation and annotation.image_id
+                if number is not None and not question.image.endswith(f'_{number:012d}.jpg'):
+                    raise InputError(
+                        f'{annotation.path}: the annotation of question {short(question.question_id, 60)} is about image '
+                        f'{number}, the question about {question.image}: give the files of one release'
+                    )
 
     def note_unused(self) -> None:
         """Count the annotations whose question is in none of the files."""
@@ -132,13 +146,14 @@ def run_vqa(args: argparse.Namespace) -> Summary:
     dataset they are of.
     """
     summary = Summary('VQA')
-    exclusions = Exclusions(args.exclude, args.encoding, allow_unmatched=args.allow_unmatched)
+    exclusions = Exclusions.of(args, summary)
     release = Release(summary)
     for path in progress_bar(args.files, 'reading'):
         read_file(path, args.image_prefix, release)
     summary.title = ' or '.join(release.layouts)
     if not release.questions and not summary.read['annotations']:
         raise InputError(f'{" ".join(args.files)}: no question and no annotation is there: give the files of a release')
+    release.refuse_other_images()
     release.note_unused()
     vg_images = read_images(args.vg[1], args.vg_image_prefix) if args.vg else {}
     find_excluded(release.questions.values(), vg_images.values(), exclusions, summary)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataset.files import open_regular
+from dataset.prepare.columns import CAPTION_COLUMNS, SPLIT_COLUMNS, captions_of, find_name
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension
-from dataset.prepare.tables import CAPTION_COLUMNS
+from dataset.prepare.splits import Splits, split_of_path
 from dataset.prepare.texts import captions_in, decode_text
 from dataset.prepare.unpacked import ShardFiles, image_extension, refuse_pointer
 from utils.errors import InputError
@@ -28,10 +29,14 @@ SNIFFED = 1 << 20  # bytes in which the header of an image is looked for
 
 @dataclass
 class Sample:
-    """Members with the same name. images: {extension: number of the member}; texts: {extension: captions}."""
+    """Members with the same name. images: {extension: number of the member}; texts: {extension: captions}.
+
+    split: which a folder or a field of the `.json` names.
+    """
 
     images: dict[str, int] = field(default_factory=dict)
     texts: dict[str, list] = field(default_factory=dict)
+    split: str | None = None
     has_twice: bool = False
 
     def add(self, group: dict, extension: str, value: Any) -> None:
@@ -62,7 +67,12 @@ class Unusable(Exception):
 
 
 def tar_samples(
-    shard: str, columns: list[str] | None, encoding: str | None, files: ShardFiles, summary: Summary
+    shard: str,
+    columns: list[str] | None,
+    encoding: str | None,
+    files: ShardFiles,
+    splits: Splits,
+    summary: Summary,
 ) -> Iterator[tuple[str, list]]:
     """(path of the image, captions) of each sample of a shard.
 
@@ -73,13 +83,16 @@ def tar_samples(
     summary.read['samples'] += len(samples)
     wanted: dict[int, list] = {}  # {number of the member that is an image: captions}
     for key, sample in samples.items():
+        if not splits.takes(sample.split, f'{shard}: {key!r}'):
+            continue
         try:
             wanted[sample.image()] = sample.captions()
             if more := len(sample.images) - 1:
                 summary.note('further image of a sample, such as a mask, not used', f'{shard}: {key!r}', more)
         except Unusable as error:
             summary.drop(str(error), f'{shard}: {key!r}')
-    if samples and not wanted and not files.count.total():
+    splits.refuse_mixture()
+    if samples and not wanted and not splits.wanted and not files.count.total():
         raise InputError(
             f'{shard}: no sample has an image and a caption; the extensions are {", ".join(sorted(extensions))}: '
             'choose with --columns that of the image, and that of the caption or its field in the .json'
@@ -115,11 +128,15 @@ def read_samples(
         else:
             key, extension = split_name(member.name)
             extensions.add(f'.{extension}')
-            sample = samples.setdefault(key, Sample())
+            sample = samples.setdefault(key, Sample(split=split_of_path(key)))
             if extension == caption or extension == 'json' or columns is None and extension in TEXTS:
                 data = read_data(tar, member, shard)
                 field = columns[1] if columns and extension != caption else None
-                sample.add(sample.texts, extension, read_captions(data, place, extension, field, encoding, summary))
+                value = read_text(data, place, extension, encoding, summary)
+                if isinstance(value, dict) and (split := find_name(value, SPLIT_COLUMNS)):
+                    sample.split = value[split]
+                captions = list(captions_of_json(value, field, summary))
+                sample.add(sample.texts, extension, captions)
             elif extension == image if columns else is_image(tar, member, extension, shard):
                 sample.add(sample.images, extension, number)
     order = [caption, 'json'] if columns else TEXTS
@@ -142,32 +159,29 @@ def is_image(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, shar
     return image_extension(read_data(tar, member, shard, SNIFFED)) is not None
 
 
-def read_captions(
-    data: bytes, place: str, extension: str, field: str | None, encoding: str | None, summary: Summary
-) -> list:
-    """The captions of a member: the lines of a text, or those in a JSON value."""
+def read_text(data: bytes, place: str, extension: str, encoding: str | None, summary: Summary) -> Any:
+    """The lines of a text member, or the value of a JSON member; an empty list if it cannot be read."""
     if extension.rpartition('.')[2] != 'json':
-        return captions_in(decode_text(data, place, encoding))
+        return captions_in(decode_text(data, place, encoding, summary))
     try:
-        return list(captions_of_json(json.loads(data), field))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         summary.drop('JSON that cannot be read', f'{place}: {error}')
         return []
 
 
-def captions_of_json(value: Any, field: str | None) -> Iterator[Any]:
+def captions_of_json(value: Any, field: str | None, summary: Summary) -> Iterator[Any]:
     """The captions in a string, a list, or the field of an object: the first known one, if `field` is None."""
     if isinstance(value, list):
         for item in value:
-            yield from captions_of_json(item, field)
+            yield from captions_of_json(item, field, summary)
     elif isinstance(value, dict):
-        lower = {name.lower(): name for name in reversed(value)}
-        names = [field] if field else [lower[name] for name in CAPTION_COLUMNS if name in lower]
+        names = [field] if field else [name for known in CAPTION_COLUMNS if (name := find_name(value, (known,)))]
         found = next((value[name] for name in names if value.get(name) not in (None, '', [])), None)
         if found is not None:
-            yield from captions_of_json(found, field)
+            yield from captions_of_json(found, field, summary)
     else:
-        yield value
+        yield from captions_of(value, summary)
 
 
 def read_members(shard: str) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:

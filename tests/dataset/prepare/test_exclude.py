@@ -5,16 +5,17 @@ import json
 import pytest
 
 from dataset.prepare.common import Summary
-from dataset.prepare.exclude import Exclusions
+from dataset.prepare.exclude import Exclusions, flickr_id_in_name
 from tests.dataset.prepare.tools import read, refuse, run, write
 from utils.errors import InputError
 
 PATHS = ['flickr30k-images/36979.jpg', 'flickr30k-images/1000092795.jpg', 'coco/val2014/COCO_val2014_000000000009.jpg']
 
 
-def excluded(tmp_path, text: str, name: str = 'list.txt', paths=PATHS) -> list[str]:
-    exclusions = Exclusions([write(tmp_path / name, text)])
-    return [path for path in paths if exclusions.contains(path)]
+def excluded(tmp_path, text, name: str = 'list.txt', paths=PATHS, option: str = '--exclude') -> list[str]:
+    exclusions = Exclusions([write(tmp_path / name, text)], Summary(''), option=option)
+    numbers = {path: flickr_id_in_name(path) for path in paths}  # as of Flickr30k
+    return [path for path in paths if exclusions.contains(path, None, numbers[path])]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_a_flickr_image_is_known_by_its_number(tmp_path, entry, start):
 def test_short_numbers_are_ids_of_coco_and_flickr(tmp_path):
     assert excluded(tmp_path, '36979\n9\n') == [PATHS[0], PATHS[2]]
     assert excluded(tmp_path, '000000000009.jpg\n') == PATHS[2:]
-    exclusions = Exclusions([write(tmp_path / 'a.json', [{'image': 'vg/VG_100K/36979.jpg'}])])
+    exclusions = Exclusions([write(tmp_path / 'a.json', [{'image': 'vg/VG_100K/36979.jpg'}])], Summary(''))
     assert not exclusions.contains(PATHS[0])  # a number of Visual Genome
     assert exclusions.contains('x/VG_100K/36979.jpg', None, None)
 
@@ -75,10 +76,83 @@ def test_a_row_of_another_form_is_refused(tmp_path, row):
         excluded(tmp_path, [{'image': 'a.jpg'}, row], 'a.json')
 
 
+@pytest.mark.parametrize(
+    ('option', 'found'), [('--exclude', ['b', 'c', 'd', 'e']), ('--val', ['b', 'd', 'e']), ('--test', ['c', 'e'])]
+)
+@pytest.mark.parametrize('form', ['karpathy', 'table', 'rows'])
+def test_a_list_with_splits_names_those_of_the_option(tmp_path, option, found, form):
+    splits = {'a.jpg': 'train', 'b.jpg': 'val', 'c.jpg': 'testA', 'd.jpg': 'dev', 'e.jpg': None}
+    if form == 'karpathy':
+        name, content = 'k.json', {'images': [{'filename': image, 'split': split} for image, split in splits.items()]}
+    elif form == 'rows':
+        name, content = 'r.jsonl', '\n'.join(json.dumps({'image': i, 'split': split}) for i, split in splits.items())
+    else:
+        lines = ['split,file_name', *(f'{split or ""},{image}' for image, split in splits.items())]
+        name, content = 's.csv', '\n'.join(lines)
+    assert excluded(tmp_path, content, name, [*splits], option) == [f'{letter}.jpg' for letter in found]
+
+
+@pytest.mark.parametrize('heading', [',cocoid,split', 'id,image_id,caption', 'Index;COCO_ID', 'image_id'])
+def test_tables_of_ids_name_their_column(tmp_path, heading):
+    delimiter = ';' if ';' in heading else ','
+    names = heading.lower().split(delimiter)
+    place = next(i for i, name in enumerate(names) if name in ('cocoid', 'image_id', 'coco_id'))
+    rows = [delimiter.join(str(17 + n) if i == place else str(n) for i in range(len(names))) for n in range(3)]
+    paths = [f'val2014/COCO_val2014_{number:012d}.jpg' for number in (0, 1, 2, 17, 18, 19)]
+    assert excluded(tmp_path, '\n'.join([heading, *rows]).replace(',0\n', ',\n'), 'ids.csv', paths) == paths[3:]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('17,18,19\n', 'line 1 names several images'),
+        ('a.jpg\np00.jpg p01.jpg\n', 'line 2 names several images'),
+        ('1 2\n', 'line 1 names several images'),
+        ('where,what\na.jpg,x\n', 'the columns where, what do not say which names the image'),
+    ],
+)
+def test_a_list_of_another_form_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        excluded(tmp_path, text)
+
+
+def test_paths_may_be_spelled_in_several_ways(tmp_path):
+    composed, decomposed = 'caf\u00e9.jpg', 'cafe\u0301.jpg'
+    for entry, path in (
+        ('./p00.jpg', 'p00.jpg'),
+        ('/data/own/p00.jpg', 'p00.jpg'),
+        ('own/p00.jpg', 'p00.jpg'),
+        ('p00.jpg', 'sub/p00.jpg'),
+        ('own/sub/p00.jpg', 'sub/p00.jpg'),
+        (composed, decomposed),
+        (decomposed, f'x/{composed}'),
+    ):
+        assert excluded(tmp_path, entry, paths=[path]) == [path], entry
+    assert excluded(tmp_path, 'other/p00.jpg', paths=['sub/p00.jpg']) == []
+
+
+def test_numbers_of_own_images_are_not_those_of_flickr(tmp_path):
+    exclusions = Exclusions([write(tmp_path / 'list.txt', 'a/10001.jpg\nflickr/1000092795.jpg\n')], Summary(''))
+    assert not exclusions.contains('b/10001.jpg') and exclusions.contains('a/10001.jpg')
+    assert exclusions.contains('b/1000092795.jpg')  # long enough to be Flickr's
+
+
+def test_images_of_coco_are_known_by_their_flickr_url(tmp_path):
+    image = {'file_name': 'COCO_val2014_000000000042.jpg', 'id': 42}
+    image['flickr_url'] = 'http://farm8.staticflickr.com/7212/8119368305_9ef6a0b0f8_z.jpg'
+    coco = {'images': [image], 'annotations': [{'image_id': 42, 'caption': 'x'}]}
+    file = write(tmp_path / 'captions_val2014.json', coco)
+    exclusions = Exclusions([file], Summary(''))
+    assert exclusions.contains('sbu/1.jpg', flickr_id='8119368305') and exclusions.contains(image['file_name'])
+    flickr = write(tmp_path / 'f.json', [{'image': 'flickr30k-images/8119368305.jpg'}])
+    assert 'no row is left' in refuse('coco', file, '--exclude', flickr, '--out', tmp_path / 'o')
+
+
 def test_entries_that_match_nothing_are_counted(tmp_path):
     file = write(tmp_path / 'list.txt', 'absent.jpg\n36979.jpg\n36979.jpg\nnowhere.jpg\n')
-    exclusions, summary = Exclusions([file]), Summary('')
-    assert [exclusions.contains(path) for path in PATHS] == [True, False, False]
+    summary = Summary('')
+    exclusions = Exclusions([file], summary)
+    assert [exclusions.contains(path) for path in PATHS] == [True, False, False]  # by name
     exclusions.report(summary)
     note = f'entry of --exclude {file}, of 3, that matches no image'
     assert summary.noted == {note: 2} and summary.first == {note: 'absent.jpg'}

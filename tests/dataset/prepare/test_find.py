@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dataset.prepare.common import Summary
-from dataset.prepare.find import best_files, find_by_name, fit, path_from_root
+from dataset.prepare.find import best_files, find_by_name, path_from_root
+from dataset.prepare.places import fit
 from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 
 COCO = 'COCO_train2014_000000000009.jpg'
@@ -49,7 +50,10 @@ def find(tmp_path: Path, files: list[str], paths: list[str], root: str = '.') ->
 def test_an_image_is_found_by_its_name(tmp_path, path, file):
     moved, summary = find(tmp_path, [file, 'other/b.jpg', 'x.txt'], [path])
     assert moved == {path: file}
-    assert summary.changed['image found elsewhere by its name'] == 1
+    has_other = Path(path).suffix.lower() != Path(file).suffix.lower() and not file.split('/')[-1].startswith('COCO')
+    assert dict(summary.changed) == {
+        'image found with another extension' if has_other else 'image found elsewhere by its name': 1
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,79 @@ def test_a_file_is_the_image_of_one_path(tmp_path, files, paths, wanted):
     assert moved == wanted
     missing = [path for path in paths if not (tmp_path / path).exists()]
     assert sum(summary.noted.values()) == len(missing) - len(wanted)
+
+
+NUMBER = 'its name is a number and '
+
+
+@pytest.mark.parametrize(
+    ('files', 'paths', 'wanted', 'doubt'),
+    [
+        # A failed download: other images of its folder are there.
+        (['r/0/1.jpg', 'r/1/1.jpg', 'r/1/5.jpg'], ['r/0/1.jpg', 'r/1/1.jpg', 'r/0/5.jpg'], {}, 'other images of its'),
+        (['r/0/1.jpg', 'copy/0/5.jpg'], ['r/0/1.jpg', 'r/0/5.jpg'], {}, 'other images of its folder'),
+        (['t/0/1.jpg', 'v/1/5.jpg'], ['t/0/1.jpg', 't/1/5.jpg'], {}, 'other images under t are'),
+        (['0/1.jpg', '2/5.jpg'], ['0/1.jpg', '1/5.jpg'], {}, 'another folder'),
+        # The folder was moved.
+        (['0/1.jpg', 'more/1/5.jpg'], ['0/1.jpg', '1/5.jpg'], {'1/5.jpg': 'more/1/5.jpg'}, ''),
+        (
+            ['n/0/1.jpg', 'n/1/5.jpg'],
+            ['o/0/1.jpg', 'o/1/5.jpg'],
+            {'o/0/1.jpg': 'n/0/1.jpg', 'o/1/5.jpg': 'n/1/5.jpg'},
+            '',
+        ),
+        # The folders are gone.
+        (['all/1.jpg', 'all/5.jpg'], ['0/1.jpg', '1/5.jpg'], {'0/1.jpg': 'all/1.jpg', '1/5.jpg': 'all/5.jpg'}, ''),
+        (['1/5.jpg'], ['0/5.jpg', '1/6.jpg'], {}, 'another folder'),
+        (['x/5.jpg', 'y/5.png'], ['0/5.jpg'], {}, 'another folder'),
+        (['all/5.jpg'], ['0/1.jpg', '1/1.jpg', '0/5.jpg'], {}, 'another folder'),
+        # Names that are no numbers are judged so only if they are repeated.
+        (
+            ['b/f_1.jpg', 'a/x.jpg', 'b/f_5.jpg'],
+            ['a/f_1.jpg', 'b/f_1.jpg', 'a/x.jpg', 'a/f_5.jpg'],
+            {},
+            'other images of its',
+        ),
+        (['a/x.jpg', 'b/f_5.jpg'], ['a/x.jpg', 'a/f_5.jpg'], {'a/f_5.jpg': 'b/f_5.jpg'}, ''),
+        # Numbers that identify an image.
+        (
+            ['VG_100K/1.jpg', 'VG_100K_2/5.jpg'],
+            ['VG_100K/1.jpg', 'VG_100K/5.jpg'],
+            {'VG_100K/5.jpg': 'VG_100K_2/5.jpg'},
+            '',
+        ),
+        (
+            ['a/1.jpg', 'b/1000092795.jpg'],
+            ['a/1.jpg', 'a/1000092795.jpg'],
+            {'a/1000092795.jpg': 'b/1000092795.jpg'},
+            '',
+        ),
+    ],
+)
+def test_a_number_in_another_folder_is_another_image(tmp_path, files, paths, wanted, doubt):
+    moved, summary = find(tmp_path, files, paths)
+    assert moved == wanted
+    notes = [note for note in summary.noted if doubt in note and NUMBER in note]
+    assert bool(notes) == bool(doubt)
+
+
+@pytest.mark.parametrize(
+    ('files', 'paths', 'wanted'),
+    [
+        (['i/a.jpg', 'm/b.png'], ['i/a.jpg', 'i/b.jpg'], {}),
+        (['i/a.jpg', 'm/b.png'], ['a.jpg', 'b.jpg'], {'a.jpg': 'i/a.jpg'}),
+        (['i/a.jpg', 'i/b.png'], ['a.jpg', 'b.jpg'], {'a.jpg': 'i/a.jpg', 'b.jpg': 'i/b.png'}),
+        (['i/a.jpg', 'i/b.png'], ['i/a.jpg', 'i/b.jpg'], {'i/b.jpg': 'i/b.png'}),
+        (['a.jpg', 'b.png'], ['a.jpg', 'b.jpg'], {'b.jpg': 'b.png'}),
+        (['png/a.png', 'png/b.png'], ['i/a.jpg', 'i/b.jpg'], {'i/a.jpg': 'png/a.png', 'i/b.jpg': 'png/b.png'}),
+    ],
+)
+def test_a_mask_in_another_folder_is_not_the_image(tmp_path, files, paths, wanted):
+    moved, summary = find(tmp_path, files, paths)
+    assert moved == wanted
+    others = [new for new in wanted.values() if new.endswith('.png')]
+    assert summary.changed['image found with another extension'] == len(others)
+    assert summary.noted.total() == sum(not (tmp_path / path).exists() for path in paths) - len(wanted)
 
 
 def test_links_and_folders_given_twice_are_one_place(tmp_path):

@@ -37,48 +37,87 @@ def test_numberings_that_the_names_show(name):
 @pytest.mark.parametrize(
     ('name', 'remedy'),
     [
-        (lambda row: f'{row // 500:04d}/{row % 500:03d}.jpg', '--per-folder N'),
-        (lambda row: f'{row // 1000}/{row % 1000}.jpg', '--per-folder N'),
+        (lambda row: f'{row // 500:04d}/{row % 500:03d}.jpg', '--per-folder N (row'),
+        (lambda row: f'{row // 960:02d}/{row % 960:03d}.jpg', '--per-folder N (row'),
+        (lambda row: f'{row // 1000}/{row % 1000}.jpg', '--per-folder N (row'),
+        (
+            lambda row: f'{row // 5000:05d}/{row // 5000:05d}{row % 5000:04d}.jpg',
+            '--per-folder N (10000',
+        ),  # img2dataset
         (lambda row: f'shard-{"abcdefghijklmnopqrst"[row // 1000]}/{row % 1000:03d}.jpg', 'rename the folders'),
-        (lambda row: f'{row + 1}.jpg', '--first-row 1'),
-        (lambda row: f'{row // 10000:05d}/{row + 1:09d}.jpg', '--first-row 1'),
+        (
+            lambda row: f'{row // 1000}/{row // 100 % 10}/{row % 100:02d}.jpg',
+            'have the same number: give the folder of',
+        ),
+        (lambda row: f'{row // 10000}/{row // 10000}/{row % 10000:04d}.jpg', None),
+        (lambda row: f'{row + 1}.jpg', '--first-row 1,'),
+        (lambda row: f'{row // 10000:05d}/{row + 1:09d}.jpg', '--first-row 1,'),
+        (lambda row: f'{row // 1000 + 1:04d}/{row % 1000:03d}.jpg', '--first-row 1000,'),
+        (lambda row: f'{row // 10000 + 1:05d}/{row + 10000:09d}.jpg', '--first-row 10000,'),
+        (lambda row: f'{"train" if row < 15000 else "val"}/{row % 15000}.jpg', 'rename the folders'),
     ],
 )
 def test_numberings_that_the_names_do_not_show_are_refused(name, remedy):
-    assert remedy in match_numbers(map(name, range(20_000)), 20_000).fault
+    """Complete downloads, and partial ones where that is certain, too."""
+    found = match_numbers(map(name, range(20_000)), 20_000)
+    if remedy is None:
+        assert found.fault is None and len(found.rows) == 20_000
+    else:
+        assert remedy in found.fault
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        (lambda row: f'{row // 500}/{row % 500}.jpg', {'per_folder': 500}),
+        (lambda row: f'{row // 500:05d}/{row // 500:05d}{row % 500:04d}.jpg', {'per_folder': 500}),
+        (lambda row: f'{row // 960:02d}/{row % 960:03d}.jpg', {'per_folder': 960}),
+        (lambda row: f'{row // 1000 + 1:04d}/{row % 1000:03d}.jpg', {'first_row': 1000}),
+        (lambda row: f'{row // 99:02d}/{row % 99 + 1:02d}.jpg', {'per_folder': 99, 'first_row': 1}),
+        (lambda row: f'{row + 1}.jpg', {'first_row': 1}),
+        (lambda row: f'{row + 7}.jpg', {'first_row': 7}),
+        (lambda row: f'{"ab"[row % 2]}/{row}.jpg', {'per_folder': 0}),
+    ],
+)
+def test_what_the_user_says_is_taken(name, said):
+    rows = kept(range(3000))
+    found = match_numbers(map(name, rows), 3000, **said)
+    assert found.fault is None and found.rows == {row: name(row) for row in rows}
+
+
+def test_remedies_that_cannot_work_are_refused():
+    assert 'has no number' in match_numbers(['x/1.jpg'], 3000, per_folder=500).fault
+    two = ['train/00/6.jpg', 'val/00/6.jpg', 'train/00/7.jpg']
+    for per_folder in (0, 100):
+        assert 'give the folder of one' in match_numbers(two, 3000, per_folder=per_folder).fault
 
 
 def test_counting_from_one_in_each_of_many_folders():
-    rows = range(30 * 99)
-    names = [f'{row // 99:02d}/{row % 99 + 1:02d}.jpg' for row in rows]
-    assert '--first-row 1' in match_numbers(names, len(rows)).fault
-    found = match_numbers(names, len(rows), per_folder=99, first_row=1)
-    assert found.fault is None and found.rows == dict(zip(rows, names, strict=True))
+    names = [f'{row // 99:02d}/{row % 99 + 1:02d}.jpg' for row in range(30 * 99)]
+    assert '--first-row 1' in match_numbers(names, len(names)).fault
 
 
-def test_what_the_user_says_is_taken():
-    def match(name, **said):
-        rows = kept(range(3000))
-        found = match_numbers(map(name, rows), 3000, **said)
-        return found.fault is None and found.rows == {row: name(row) for row in rows}
-
-    assert match(lambda row: f'{row // 500}/{row % 500}.jpg', per_folder=500)
-    assert match(lambda row: f'{row + 1}.jpg', first_row=1)
-    assert match(lambda row: f'{row + 7}.jpg', first_row=7)
-    assert 'has no number' in match_numbers(['x/1.jpg'], 3000, per_folder=500).fault
-    # Row 0 could not be downloaded, and the table was cut.
-    assert match_numbers(['1.jpg', '5.jpg'], 3, first_row=0).rows == {1: '1.jpg'}
+def test_a_list_of_another_download_is_refused():
+    paths = [f'{number}.jpg' for number in range(1000)]
+    assert '500 of 1000 files are not of rows 0 to 499, such as 500.jpg' in match_numbers(paths, 500).fault
+    assert match_numbers(paths, 995).fault is None  # a few
 
 
 def test_files_without_a_row_of_their_own_are_counted():
     found = match_numbers(['0.jpg', '1.jpg', '1.png', 'cover.jpg', '7.jpg'], 5)
-    assert (found.rows, found.conflicts, found.beyond) == ({0: '0.jpg'}, 2, 1)
+    assert (found.rows, found.conflicts, found.beyond, found.files) == ({0: '0.jpg'}, 2, 1, 4)
     assert match_numbers(['cover.jpg'], 5).rows == {}
+    # Row 0 could not be downloaded, and the table was cut.
+    assert match_numbers(['1.jpg', '5.jpg'], 3, first_row=0).rows == {1: '1.jpg'}
 
 
-def test_few_small_numbers_in_many_folders_are_not_guessed():
-    assert '--per-folder' in match_numbers(['0/3.jpg', '0/40.jpg', '1/7.jpg', '2/31.jpg'], 3000).fault
-    assert match_numbers(['0/3.jpg', '0/40.jpg', '1/7.jpg'], 3000, per_folder=0).rows.keys() == {3, 7, 40}
+@pytest.mark.parametrize(
+    'paths',
+    [['0/3.jpg', '0/40.jpg', '1/7.jpg', '2/31.jpg'], ['0/3.jpg', '1/17.jpg', '2/120.jpg'], ['a/3.jpg', 'b/9.jpg']],
+)
+def test_few_numbers_in_several_folders_are_not_guessed(paths):
+    assert '--per-folder 0' in match_numbers(paths, 3000).fault
+    assert match_numbers(paths, 3000, per_folder=0).fault is None
 
 
 @pytest.mark.parametrize('command', ['cc3m', 'sbu'])

@@ -15,6 +15,8 @@ from PIL import Image
 
 from dataset.prepare import packed, unpacked
 from dataset.prepare.common import Summary
+from dataset.prepare.splits import Splits
+from tests.dataset.prepare.tools import read, refuse, run
 from utils.errors import InputError
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n'
@@ -50,10 +52,13 @@ def table(path: Path, columns: dict[str, list], **options: Any) -> str:
     return str(path)
 
 
-def unpack(source: object, out: Path, columns: list[str] | None = None, encoding: str | None = None):
+def unpack(
+    source: object, out: Path, columns: list[str] | None = None, encoding: str | None = None, split: tuple = ()
+) -> tuple[dict[str, list], Summary]:
     """The rows as {path: captions}, and the summary."""
     summary = Summary('')
-    rows = list(packed.unpack(str(source), str(out), columns, encoding, summary))
+    splits = Splits(str(source), list(split), summary)
+    rows = list(splits.checked(packed.unpack(str(source), str(out), columns, encoding, splits, summary)))
     assert len(dict(rows)) == len(rows) and all((out / name).is_file() for name, _ in rows)
     return dict(rows), summary
 
@@ -152,6 +157,8 @@ def test_samples_need_not_be_complete_or_sorted(tmp_path):
         ({'json': {'caption': 'a', 'long': 'b'}}, ['jpg', 'long'], ['b']),
         ({'txt': 'a', 'long.txt': 'b'}, ['jpg', 'long.txt'], ['b']),
         ({'txt': 'a\rb'}, None, ['a', 'b']),
+        ({'json': {'caption': "['a', 'b']"}}, None, ['a', 'b']),
+        ({'txt': '["a", "b"]\n[c]'}, None, ['a', 'b', '[c]']),
     ],
 )
 def test_captions_of_a_sample(tmp_path, texts, columns, wanted):
@@ -291,6 +298,58 @@ def test_shards_of_several_splits_are_refused(tmp_path, names):
             table(tmp_path / name, {'image': [image()], 'caption': ['x']})
     assert 'as a pattern in quotes' in refusal(tmp_path, tmp_path / 'out')
     assert len(unpack(tmp_path / '*train*', tmp_path / 'out')[0]) == 1
+    rows, _ = unpack(tmp_path, tmp_path / 'out', split=('train',))
+    assert {row.split('/')[0] for row in rows} == {'latest', names[0].rpartition('.')[0]}
+    with pytest.raises(InputError, match='--split dev: .* has no example of it'):
+        unpack(tmp_path / '*train*', tmp_path / 'out', split=('dev',))
+
+
+@pytest.mark.parametrize('kind', ['folders', 'field', 'column'])
+def test_samples_of_several_splits_are_refused(tmp_path, kind):
+    splits = ['train', 'val2014', 'train', None]
+    if kind == 'column':
+        columns = {'image': [image(i) for i in range(4)], 'caption': list('0123'), 'SPLIT': splits}
+        shard = table(tmp_path / 'a.parquet', columns)
+    else:
+        members = []
+        for number, split in enumerate(splits):
+            stem = f'x/{split}/{number}' if kind == 'folders' and split else str(number)
+            text = {'caption': str(number)} | ({'subset': split} if kind == 'field' else {})
+            members += [(f'{stem}.jpg', image(number)), (f'{stem}.json', text)]
+        shard = tar(tmp_path / 'a.tar', members)
+    message = refusal(shard, tmp_path / 'out')
+    assert message == f'{shard} has examples of the splits train, val2014: choose with --split NAME'
+    assert not (tmp_path / 'out').exists()
+    rows, summary = unpack(shard, tmp_path / 'out', split=('Train',))
+    assert sorted(rows.values()) == [['0'], ['2']]
+    assert summary.noted == {'example of another split than --split, not read': 2}
+    assert len(unpack(shard, tmp_path / 'out', split=('train', 'val2014'))[0]) == 3
+    if kind == 'folders':
+        tar(tmp_path / 'in/0.tar', [('test/1.jpg', image()), ('test/1.txt', 'x')])
+        tar(tmp_path / 'in/1.tar', [('train/1.jpg', image()), ('train/1.txt', 'y')])
+        assert 'examples of the splits test, train' in refusal(tmp_path / 'in', tmp_path / 'new')
+        assert list(unpack(tmp_path / 'in', tmp_path / 'new', split=('train',))[0].values()) == [['y']]
+        same = tar(tmp_path / 'b.tar', [('train/1.jpg', image()), ('train/1.txt', 'x')])
+        assert len(unpack(same, tmp_path / 'out')[0]) == 1
+
+
+def test_bytes_that_are_no_images_are_not_unpacked(tmp_path):
+    (tmp_path / 'i').mkdir()
+    (tmp_path / 'i/a.jpg').write_bytes(image())
+    (tmp_path / 'i/a.txt').write_text('star')
+    table(tmp_path / 'i/meta.parquet', {'phash': [b'1', None], 'url': ['u', 'v']})
+    paths = table(tmp_path / 'paths.parquet', {'path': [b'a.jpg', None], 'caption': [b'one', b'x']})
+    sounds = table(tmp_path / 'sound.parquet', {'audio': [{'bytes': b'RIFF', 'path': 'a.wav'}], 'text': ['x']})
+    for source in (paths, sounds, str(tmp_path / 'i')):
+        assert not packed.is_packed(source)
+    heic = table(tmp_path / 'heic.parquet', {'image': [b'\xff\x00ftypheic'], 'caption': ['x']})
+    assert 'row 0: the column image has bytes that are neither an image' in refuse('folder', heic, '--out', 'o.json')
+    late = table(tmp_path / 'late.parquet', {'image': [None, b'<html>', image()], 'caption': ['x'] * 3})
+    assert packed.is_packed(late) and not packed.is_packed(late, ['caption', 'image'])
+    run('folder', tmp_path / 'i', '--out', tmp_path / 'o.json')
+    assert read(tmp_path / 'o.json') == [{'image': 'a.jpg', 'caption': 'star'}]
+    run('folder', paths, '--image-root', tmp_path / 'i', '--out', tmp_path / 'o.json')
+    assert read(tmp_path / 'o.json') == [{'image': 'a.jpg', 'caption': 'one'}]
 
 
 def test_what_is_not_packed(tmp_path):
@@ -386,7 +445,9 @@ def test_an_interrupted_unpacking_continues(tmp_path):
             tmp_path / f'in/{number}.tar',
             [(f'{i}.{end}', image(i) if end == 'jpg' else 'x') for i in range(3) for end in ('jpg', 'txt')],
         )
-    rows = packed.unpack(str(tmp_path / 'in'), str(tmp_path / 'out'), None, None, Summary(''))
+    summary = Summary('')
+    splits = Splits('', [], summary)
+    rows = packed.unpack(str(tmp_path / 'in'), str(tmp_path / 'out'), None, None, splits, summary)
     for _ in range(4):
         next(rows)
     rows.close()

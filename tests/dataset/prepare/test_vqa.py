@@ -232,7 +232,7 @@ def test_answers_of_own_rows(tmp_path, out, capsys):
     assert "bad.json: row 1, {'question'" in refuse('answers', bad, '--out', out / 'bad.json')
     none = write(tmp_path / 'none.json', [own(None)])
     assert 'no answer is left to write' in refuse('answers', none, '--out', out / 'none.json')
-    assert 'give another file' in refuse('answers', *files, '--out', files[0])
+    assert 'is an input of the command' in refuse('answers', *files, '--out', files[0])
     assert not (out / 'bad.json').exists() and not (out / 'none.json').exists() and read(tmp_path / 'own.json') == rows
 
 
