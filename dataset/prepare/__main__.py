@@ -2,15 +2,15 @@
 
 import sys
 
-from dataset.prepare.answers import add_answers
-from dataset.prepare.check import add_check
+from dataset.prepare.checking.check import add_check
 from dataset.prepare.common import Inputs
-from dataset.prepare.folder import add_folder
-from dataset.prepare.karpathy import add_coco, add_flickr30k
-from dataset.prepare.nlvr2 import add_nlvr2
-from dataset.prepare.vg import add_vg
-from dataset.prepare.vqa import add_vqa
-from dataset.prepare.web import add_cc3m, add_sbu
+from dataset.prepare.own.folder import add_folder
+from dataset.prepare.releases.answers import add_answers
+from dataset.prepare.releases.karpathy import add_coco, add_flickr30k
+from dataset.prepare.releases.nlvr2 import add_nlvr2
+from dataset.prepare.releases.vg import add_vg
+from dataset.prepare.releases.vqa import add_vqa
+from dataset.prepare.releases.web import add_cc3m, add_sbu
 from utils.arguments import Parser
 from utils.entry import run_main
 

@@ -46,7 +46,7 @@ def add_output_arguments(parser: Parser, out: Literal['FOLDER', 'F.json'], per_i
         '--encoding',
         type=encoding_name,
         metavar='NAME',
-        help='of text files without a byte order mark, such as cp1252 or gb18030 (default utf-8)',
+        help='of the text that is not UTF-8, such as cp1252 or gb18030 (default: refuse it)',
     )
     if per_image:
         parser.add_argument(

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from dataset.annotations.json_reader import LINES_ENDINGS, layout, open_annotations
+from dataset.prepare.columns import DELIMITERS, IMAGE_COLUMNS, SPLIT_COLUMNS
 from dataset.prepare.common import Summary, load_json, stream_json
 from dataset.prepare.entries import Entry
 from dataset.prepare.images import image_extensions, without_extension
-from dataset.prepare.tables import DELIMITERS, IMAGE_COLUMNS
 from dataset.prepare.texts import read_lines
 from utils.errors import InputError
 
@@ -211,7 +211,8 @@ def _find_columns(heading: str, place: str) -> _Columns | None:
         names = [name.strip(' "').lower() for name in heading.split(delimiter)]
         for known in (*IMAGE_COLUMNS, *ID_COLUMNS):
             if known in names:
-                return _Columns(delimiter, names.index(known), names.index('split') if 'split' in names else None)
+                split = next((names.index(name) for name in SPLIT_COLUMNS if name in names), None)
+                return _Columns(delimiter, names.index(known), split)
         if len(names) > 1 and any(names) and all(re.fullmatch('[a-z_ ]*', name) for name in names):
             raise InputError(
                 f'{place}: the columns {", ".join(names)} do not say which names the image: call it image or image_id'

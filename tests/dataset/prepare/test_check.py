@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset.annotations import load_annotations
-from dataset.prepare import examine
+from dataset.prepare.checking import examine
 from tests.dataset.groups import check_gone
 from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 

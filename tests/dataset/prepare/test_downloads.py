@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from dataset.prepare.common import Summary
-from dataset.prepare.web import read_tsv
+from dataset.prepare.releases.web import read_tsv
 from tests.dataset.prepare.tools import read, refuse, run, write
 from utils.errors import InputError
 

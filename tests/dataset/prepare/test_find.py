@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dataset.prepare.checking.find import best_files, find_by_name, path_from_root
+from dataset.prepare.checking.places import fit
 from dataset.prepare.common import Summary
-from dataset.prepare.find import best_files, find_by_name, path_from_root
-from dataset.prepare.places import fit
 from tests.dataset.prepare.tools import jpeg, read, refuse, run, write
 
 COCO = 'COCO_train2014_000000000009.jpg'

@@ -276,6 +276,7 @@ def test_lists_of_captions_in_a_table(tmp_path, capsys):
 
 
 def test_torch_and_opencv_are_imported_only_where_they_are_needed():
-    program = 'import sys, dataset.prepare.folder, dataset.prepare.check; print({"torch", "cv2"} & set(sys.modules))'
+    modules = 'dataset.prepare.own.folder, dataset.prepare.checking.check'
+    program = f'import sys, {modules}; print({{"torch", "cv2"}} & set(sys.modules))'
     shown = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
     assert shown.stdout == 'set()\n'

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dataset.prepare.numbering import match_numbers
+from dataset.prepare.releases.numbering import match_numbers
 from tests.dataset.prepare.tools import read, refuse, run, write
 
 

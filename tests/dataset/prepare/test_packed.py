@@ -13,9 +13,9 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from dataset.prepare import packed, unpacked
 from dataset.prepare.common import Summary
-from dataset.prepare.splits import Splits
+from dataset.prepare.own import packed, unpacked
+from dataset.prepare.own.splits import Splits
 from tests.dataset.prepare.tools import read, refuse, run
 from utils.errors import InputError
 

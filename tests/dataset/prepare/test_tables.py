@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dataset.prepare.columns import captions_of, written_list
 from dataset.prepare.common import Summary
-from dataset.prepare.csv_tables import BrokenTable
-from dataset.prepare.splits import Splits
-from dataset.prepare.tables import table_pairs
+from dataset.prepare.own.csv_tables import BrokenTable
+from dataset.prepare.own.splits import Splits
+from dataset.prepare.own.tables import table_pairs
 from tests.dataset.prepare.tools import write
 from utils.errors import InputError
 

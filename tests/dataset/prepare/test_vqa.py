@@ -12,7 +12,7 @@ import pytest
 from dataset.annotations import load_annotations
 from dataset.annotations.schema import clean_row
 from dataset.prepare.__main__ import create_parser
-from dataset.prepare.answers import most_common_answer
+from dataset.prepare.releases.answers import most_common_answer
 from tests.dataset.prepare.tools import coco_name, read, refuse, run, write
 from utils.errors import InputError
 

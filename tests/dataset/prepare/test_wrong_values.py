@@ -16,7 +16,14 @@ URL = 'http://images.org/VG_100K/1.jpg'
 RELEASES = {
     'coco': [
         {
-            'images': [{'file_name': '000000000001.jpg', 'coco_url': 'http://x.org/train2017/1.jpg', 'id': 1, 'flickr_url': 'x'}],
+            'images': [
+                {
+                    'file_name': '000000000001.jpg',
+                    'coco_url': 'http://x.org/train2017/1.jpg',
+                    'id': 1,
+                    'flickr_url': 'x',
+                }
+            ],
             'annotations': [{'image_id': 1, 'caption': 'x'}],
         }
     ],

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from dataset.annotations.json_reader import short
-from dataset.prepare.answers import add_length_argument, most_common_answer, write_answers
 from dataset.prepare.arguments import add_command, add_output_arguments
 from dataset.prepare.common import Summary, add_prefix, clean_caption, load_json, progress_bar, stream_json, write_rows
 from dataset.prepare.entries import Entry, entries
 from dataset.prepare.exclude import Exclusions
-from dataset.prepare.vg import Image, read_images
+from dataset.prepare.releases.answers import add_length_argument, most_common_answer, write_answers
+from dataset.prepare.releases.vg import Image, read_images
 from evaluation.vqa import normalize_answer
 from utils.errors import InputError
 
@@ -108,8 +108,8 @@ class Release:
                 number = annotation and annotation.image_id
                 if number is not None and not question.image.endswith(f'_{number:012d}.jpg'):
                     raise InputError(
-                        f'{annotation.path}: the annotation of question {short(question.question_id, 60)} is about image '
-                        f'{number}, the question about {question.image}: give the files of one release'
+                        f'{annotation.path}: the annotation of question {short(question.question_id, 60)} is about '
+                        f'image {number}, the question about {question.image}: give the files of one release'
                     )
 
     def note_unused(self) -> None:

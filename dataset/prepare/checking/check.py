@@ -9,11 +9,11 @@ from typing import Any
 from dataset.annotations.json_reader import short
 from dataset.annotations.schema import BadRow, clean_row
 from dataset.prepare.arguments import add_command, annotation_file, positive
+from dataset.prepare.checking.find import find_by_name
+from dataset.prepare.checking.findings import TRUNCATED, Duplicates, Repeats, Verdict, count_same_bytes, most_repeated
+from dataset.prepare.checking.rebase import ImagePaths, Paths, image_paths, parse_rules, rebase_paths
 from dataset.prepare.common import Summary, clean_caption, progress_bar, stream_json, write_json, write_rows
-from dataset.prepare.find import find_by_name
-from dataset.prepare.findings import TRUNCATED, Duplicates, Repeats, Verdict, count_same_bytes, most_repeated
 from dataset.prepare.images import is_utf8
-from dataset.prepare.rebase import ImagePaths, Paths, image_paths, parse_rules, rebase_paths
 from utils.errors import InputError, MissingFileError
 
 TEXT_FIELDS = {'nlvr': 'sentence', 'vqa': 'question'}  # 'caption' for the other kinds
@@ -162,7 +162,9 @@ def examine_resumably(paths: list[str], journal: str, workers: int) -> dict[str,
     examined again, because they may have been downloaded again.
     """
     os.makedirs(os.path.dirname(journal) or '.', exist_ok=True)
-    from dataset.prepare.examine import examine_all  # here, because it imports torch, which no other command needs
+    from dataset.prepare.checking.examine import (
+        examine_all,  # here, because it imports torch, which no other command needs
+    )
 
     wanted = set(paths)
     verdicts = {old.image: old for old in read_journal(journal) if old.reason is None and old.image in wanted}

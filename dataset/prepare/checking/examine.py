@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataset.images import BadImage, EncodedImage, open_image
 from dataset.loader import compute_in_one_thread, die_with_parent
-from dataset.prepare.findings import TRUNCATED, Verdict
+from dataset.prepare.checking.findings import TRUNCATED, Verdict
 
 PER_TASK = 16  # files that a process gets at a time
 MAX_PIXELS = 500_000_000  # 1.5 GB decoded; several of them at a time fill the memory of a training machine

@@ -21,9 +21,9 @@ from dataset.prepare.images import (
     is_utf8,
     without_extension,
 )
-from dataset.prepare.packed import is_packed, unpack
-from dataset.prepare.splits import Splits, split_of_path
-from dataset.prepare.tables import ENDINGS, find_tables, table_pairs
+from dataset.prepare.own.packed import is_packed, unpack
+from dataset.prepare.own.splits import Splits, split_of_path
+from dataset.prepare.own.tables import ENDINGS, find_tables, table_pairs
 from dataset.prepare.texts import captions_in, decode_text
 from utils.errors import InputError
 

@@ -25,9 +25,9 @@ from dataset.prepare.columns import (
 )
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension, without_extension
-from dataset.prepare.splits import Splits
-from dataset.prepare.unpacked import ShardFiles, image_extension, refuse_pointer, safe_name
-from dataset.prepare.webdataset import tar_samples
+from dataset.prepare.own.splits import Splits
+from dataset.prepare.own.unpacked import ShardFiles, image_extension, refuse_pointer, safe_name
+from dataset.prepare.own.webdataset import tar_samples
 from utils.errors import InputError
 
 TARS = ('.tar', '.tar.gz', '.tgz')

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 from dataset.annotations.json_reader import short
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import files_under, image_files, is_utf8, without_extension
-from dataset.prepare.numbering import match_numbers
+from dataset.prepare.releases.numbering import match_numbers
 from utils.errors import InputError
 
 Pair = tuple[str, Any]  # URL, '' if there is none, and caption

@@ -9,15 +9,12 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from dataset.annotations.json_reader import LINES_ENDINGS
-from dataset.prepare.columns import CAPTION_COLUMNS as CAPTION_COLUMNS
-from dataset.prepare.columns import DELIMITERS as DELIMITERS
-from dataset.prepare.columns import IMAGE_COLUMNS as IMAGE_COLUMNS
 from dataset.prepare.columns import SPLIT_COLUMNS, choose_columns, find_name
 from dataset.prepare.common import Summary, stream_json
-from dataset.prepare.csv_tables import csv_rows
 from dataset.prepare.entries import Entry
 from dataset.prepare.images import files_under, has_image_extension
-from dataset.prepare.splits import Splits
+from dataset.prepare.own.csv_tables import csv_rows
+from dataset.prepare.own.splits import Splits
 from dataset.prepare.texts import decode_text
 from utils.errors import InputError
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset.prepare.arguments import add_command, add_output_arguments, not_negative
+from dataset.prepare.columns import CAPTION_COLUMNS
 from dataset.prepare.common import Summary, add_prefix, clean_caption, load_json, progress_bar, write_rows
-from dataset.prepare.downloads import NAMINGS, Pair, find_images
 from dataset.prepare.entries import Entry
 from dataset.prepare.exclude import Exclusions, flickr_id
-from dataset.prepare.tables import CAPTION_COLUMNS
+from dataset.prepare.releases.downloads import NAMINGS, Pair, find_images
 from dataset.prepare.texts import read_lines
 from utils.arguments import Parser
 from utils.errors import InputError

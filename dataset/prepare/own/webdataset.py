@@ -17,9 +17,9 @@ from dataset.files import open_regular
 from dataset.prepare.columns import CAPTION_COLUMNS, SPLIT_COLUMNS, captions_of, find_name
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension
-from dataset.prepare.splits import Splits, split_of_path
+from dataset.prepare.own.splits import Splits, split_of_path
+from dataset.prepare.own.unpacked import ShardFiles, image_extension, refuse_pointer
 from dataset.prepare.texts import captions_in, decode_text
-from dataset.prepare.unpacked import ShardFiles, image_extension, refuse_pointer
 from utils.errors import InputError
 
 TEXTS = ('txt', 'caption', 'captions', 'text', 'json')  # extensions of captions; the first that has some is used

@@ -11,10 +11,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 
+from dataset.prepare.checking.places import OTHER_EXTENSION, Places, fit, is_certain, name_key, path_parts
+from dataset.prepare.checking.rebase import Paths
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import files_under
-from dataset.prepare.places import OTHER_EXTENSION, Places, fit, is_certain, name_key, path_parts
-from dataset.prepare.rebase import Paths
 from utils.errors import MissingFileError
 
 FOUND = 'image found elsewhere by its name'

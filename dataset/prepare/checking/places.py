@@ -11,9 +11,9 @@ import re
 import unicodedata
 from collections import defaultdict
 
+from dataset.prepare.checking.rebase import Paths
 from dataset.prepare.exclude import COCO_NAME, VISUAL_GENOME
 from dataset.prepare.images import without_extension
-from dataset.prepare.rebase import Paths
 
 IDENTITY = re.compile('[1-9][0-9]{7,}')  # of Flickr, for example: no folder has so many files
 OTHER_EXTENSION = -2  # the rank of a file whose name has another extension, see `fit`

@@ -1,0 +1,1 @@
+"""Your own images as annotation files: texts beside images, tables, webdataset tars and Parquet."""
