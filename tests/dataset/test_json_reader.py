@@ -26,8 +26,8 @@ def test_the_content_says_how_a_file_is_written(tmp_path, name, mark, text):
 @pytest.mark.parametrize(
     ('name', 'data', 'message'),
     [
-        ('a.json', gzip.compress(LINES.encode()), 'is gzip data, not text: unpack it'),
-        ('a.json.gz', gzip.compress(b'[]'), 'is gzip data'),
+        ('a.json', gzip.compress(LINES.encode(), mtime=0), 'is gzip data, not text: unpack it'),
+        ('a.json.gz', gzip.compress(b'[]', mtime=0), 'is gzip data'),
         ('a.json', b'PK\x03\x04', 'is a zip archive'),
         ('a.json', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
         ('a.json', LINES.encode('utf-16'), 'is UTF-16 or UTF-32 text: convert it to UTF-8'),
