@@ -25,7 +25,8 @@ from engine import TrainingRun, find_checkpoint
 from evaluation.nlvr import nlvr_metrics
 from models import create_model
 from models.tokenization_bert import create_tokenizer
-from models.weights import load_bert, load_nlvr, read_weights
+from models.weight_files import read_weights
+from models.weights import load_bert, load_nlvr
 from utils import distributed
 from utils.arguments import create_parser
 from utils.entry import run_main
@@ -68,9 +69,14 @@ def write_predictions(path, table, predicted, scores):
 
 
 def metrics_of(dataset, predicted):
-    """The metrics of a split's rows that have a label. predicted: [n] bool, of all rows."""
+    """The metrics of a split's rows that have a label. predicted: [n] bool, of all rows.
+
+    Consistency is about all pairs of images of a sentence, so it is given only if all rows have a label.
+    """
     rows = [dataset.table[index] for index in dataset.labelled]
     labels, kinds, identifiers = ([row.get(key) for row in rows] for key in ('label', 'kind', 'identifier'))
+    if len(rows) < len(dataset):
+        identifiers = [None] * len(rows)
     return nlvr_metrics(np.array(labels), predicted[dataset.labelled], kinds, identifiers)
 
 
@@ -113,10 +119,12 @@ def check_splits(splits, args):
     """Refuse before any work splits that cannot be evaluated."""
     for name, (dataset, _) in splits.items():
         labelled = len(dataset.labelled)
-        if labelled < len(dataset):
-            print_rank0(f'{labelled} of the {len(dataset)} {name} statements have a label, and metrics are over these')
-        if name == 'val' and not labelled:
+        if name == 'val' and not labelled and not args.evaluate:
             raise InputError('val_file: no row has a label, so nothing can be validated; give the file as test_file')
+        if not labelled:
+            print_rank0(f'no {name} statement has a label: they are predicted, without metrics')
+        elif labelled < len(dataset):
+            print_rank0(f'{labelled} of the {len(dataset)} {name} statements have a label, and metrics are over these')
     if args.evaluate and not splits:
         raise InputError(f'--evaluate: {args.config} has neither val_file nor test_file')
 

@@ -22,7 +22,8 @@ from dataset.grit.warmstart import saved_order
 from engine import TrainingRun, find_checkpoint
 from models import create_model
 from models.tokenization_bert import create_tokenizer
-from models.weights import load_bert, load_deit, load_pretrain, read_weights
+from models.weight_files import read_weights
+from models.weights import load_bert, load_deit, load_pretrain
 from utils import distributed
 from utils.arguments import add_flag, boolean_or_folder, create_parser
 from utils.checkpoint import open_run

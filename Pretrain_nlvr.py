@@ -19,7 +19,8 @@ from dataset.caption_dataset import PretrainDataset
 from engine import TrainingRun, find_checkpoint
 from models import create_model
 from models.tokenization_bert import create_tokenizer
-from models.weights import load_bert, load_text_assignment, read_weights
+from models.weight_files import read_weights
+from models.weights import load_bert, load_text_assignment
 from utils.arguments import create_parser
 from utils.entry import run_main
 from utils.errors import InputError

@@ -26,7 +26,8 @@ from evaluation import retrieval_recall
 from models import create_model
 from models.rerank import score_split
 from models.tokenization_bert import create_tokenizer
-from models.weights import load_bert, load_retrieval, read_weights
+from models.weight_files import read_weights
+from models.weights import load_bert, load_retrieval
 from reports.retrieval_page import write_page
 from utils import distributed
 from utils.arguments import add_flag, create_parser

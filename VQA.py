@@ -27,7 +27,8 @@ from engine import TrainingRun, find_checkpoint
 from evaluation.vqa_results import accuracy_metrics, accuracy_table, check_results, write_results
 from models import create_model
 from models.tokenization_bert import create_tokenizer
-from models.weights import is_vqa, load_bert, load_vqa, model_state, read_checkpoint
+from models.weight_files import model_state, read_checkpoint
+from models.weights import is_vqa, load_bert, load_vqa
 from utils import distributed
 from utils.arguments import create_parser
 from utils.entry import run_main

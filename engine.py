@@ -31,7 +31,6 @@ import argparse
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -56,9 +55,9 @@ from utils.checkpoint import (
     resume_run,
     save_run,
 )
-from utils.config_files import holds_yaml, write_yaml
+from utils.config_files import write_yaml
 from utils.errors import InputError
-from utils.log import Averages, Progress, print_rank0, set_aside, start_log, write_log
+from utils.log import Averages, Progress, print_rank0, set_aside, write_log
 
 
 def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
@@ -142,16 +141,14 @@ class TrainingRun:
             self.status = resume_run(resume_from, self.parts, self.args.force, self.args.elastic)
             prune_checkpoints(self.folder, self.status, self.config['keep_checkpoints'])
         else:
-            start_log(self.folder)
+            if distributed.is_main():
+                set_aside(self.folder, self.config)
             if order is None:
                 self.plan.set_random_order(0)
             else:
                 self.plan.set_order(order)
         if distributed.is_main():
-            path = Path(self.folder, 'config.yaml')
-            if not resume_from and path.exists() and not holds_yaml(path, self.config):
-                set_aside(path)
-            write_yaml(self.config, path)
+            write_yaml(self.config, f'{self.folder}/config.yaml')
         write_log(self.folder, self.status.records)
 
     def epochs(self) -> Iterator[int]:

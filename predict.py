@@ -22,7 +22,8 @@ from dataset.transforms import eval_transform
 from dataset.vqa_dataset import TEST_WORDS, AnswerList, read_answer_list
 from models import create_model
 from models.tokenization_bert import create_tokenizer, unpack_tokenizer
-from models.weights import is_vqa, load_vqa, model_state, read_checkpoint
+from models.weight_files import model_state, read_checkpoint
+from models.weights import is_vqa, load_vqa
 from utils import distributed
 from utils.arguments import Parser
 from utils.config import apply_overrides, resolve

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,27 @@ from utils.log import print_rank0
 
 ATTEMPTS = 20  # examples tried in place of an unreadable one before giving up
 ALLOWED_SHARE = 0.01
-SAMPLED_TEXTS = 1000  # texts that are tokenized before training
+SAMPLED_TEXTS, FEWEST_TEXTS = 1000, 50  # texts that are tokenized before training: of all files, of each at least
 
 
-class TrainingSet(Dataset):
+class TextDataset(Dataset):
+    """Examples, each of a row of `table`. A subclass has `tokenizer`, and may unite rows."""
+
+    table: Annotations
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def source(self, index: int) -> tuple[str, int]:
+        """The file of an example and the number of its row, the first if it has several."""
+        return self.table.source(index)
+
+    def texts_at(self, index: int) -> list[str]:
+        """The texts of an example, cleaned, as the model reads them; none if it has none."""
+        return []
+
+
+class TrainingSet(TextDataset):
     """Examples by (epoch, index). A subclass has `tokenizer` and `example(index, rng) -> dict`.
 
     Everything random about an example depends on (seed, epoch, index) alone, so not on the number of workers. An
@@ -38,19 +56,8 @@ class TrainingSet(Dataset):
     def __init__(self, table: Annotations, seed: int, on_bad_image: str = 'skip'):
         self.table, self.seed, self.on_bad_image = table, seed, on_bad_image
 
-    def __len__(self) -> int:
-        return len(self.table)
-
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         raise NotImplementedError
-
-    def source(self, index: int) -> tuple[str, int]:
-        """The file of an example and the number of its row."""
-        return self.table.source(index)
-
-    def texts_at(self, index: int) -> list[str]:
-        """The texts of an example, cleaned, as the model reads them; none if it has none."""
-        return []
 
     def identity(self) -> dict[str, str]:
         """What a resumed run must find as it was: {train_file: rows and digest, vocabulary: tokens and digest}."""
@@ -75,17 +82,22 @@ class TrainingSet(Dataset):
         raise InputError(f'{ATTEMPTS} images in a row cannot be read, the last: {bad[-1][1]}; is image_root right?')
 
 
-def report_unknown_tokens(dataset: 'TrainingSet | EvalSet', key: str) -> None:
+def report_unknown_tokens(dataset: TextDataset, key: str) -> None:
     """Print the share of [UNK] in a sample, a text of each of evenly spaced examples; see `report_unknown` (rank 0).
 
     key: of the configuration that names the files. It draws from no random generator.
     """
-    count = min(len(dataset), SAMPLED_TEXTS) if distributed.is_main() else 0
+    if not distributed.is_main():
+        return
     texts: dict[str, list[str]] = {}
-    for i in range(count):
-        index = i * len(dataset) // count
-        if some := dataset.texts_at(index):
-            texts.setdefault(dataset.source(index)[0], []).append(some[i % len(some)])
+    end = 0
+    while end < len(dataset):
+        start, file = end, dataset.source(end)[0]
+        end = bisect_right(range(len(dataset)), False, start, key=lambda index: dataset.source(index)[0] != file)
+        count = min(end - start, max(FEWEST_TEXTS, SAMPLED_TEXTS * (end - start) // len(dataset)))
+        for i in range(count):
+            if some := dataset.texts_at(start + i * (end - start) // count):
+                texts.setdefault(file, []).append(some[i % len(some)])
     if texts:
         report_unknown(dataset.tokenizer, texts, key)
 
@@ -100,7 +112,7 @@ def collate_common(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class EvalSet(Dataset):
+class EvalSet(TextDataset):
     """The rows of a split, in order, each to be evaluated once.
 
     A subclass has `__getitem__`, which reads images with `read_image`. An unreadable image is an error, or, with
@@ -118,17 +130,6 @@ class EvalSet(Dataset):
         self.on_bad_image, self.resolution = config['on_bad_image'], config['image_res']
         self.transform = eval_transform(config)
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def source(self, index: int) -> tuple[str, int]:
-        """The file of an element and the number of its row, the first if it has several."""
-        return self.table.source(index)
-
-    def texts_at(self, index: int) -> list[str]:
-        """The texts of an example, cleaned, as the model reads them; none if it has none."""
-        return []
 
     def read_image(self, index: int, path: str, bad: list[tuple[int, str]]) -> torch.Tensor:
         """The image of a row, [3, R, R] float32; if it is unreadable a blank one, and `bad` gets (index, reason)."""

@@ -59,9 +59,10 @@ class NLVRDataset(TrainingSet):
         has_label = table.holding('label')
         if not has_label.all():
             file, row = table.source(int(has_label.argmin()))
+            remedy = 'remove them' if has_label.any() else "labels stand under the key 'label'"
             raise InputError(
                 f'{file}: row {row} has no label, and {(~has_label).sum()} of {len(table)} training rows have none; '
-                'remove them, or name another file in train_file'
+                f'{remedy}, or name another file in train_file'
             )
         require_images(table, lambda row: row['images'], config)
 

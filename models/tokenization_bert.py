@@ -1,5 +1,6 @@
 """The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a final `[SEP]`."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,11 +31,8 @@ def create_tokenizer(name: str, vocab_size: int | None = None) -> BertTokenizerF
     if not _holds(folder, VOCABULARY):  # the library would return a tokenizer of five special tokens
         raise MissingFileError(f'--text_encoder {name}: it has neither vocab.txt nor tokenizer.json')
     _check_files(name, folder)
-    # A bare vocabulary does not say its case; bert-base-uncased's is lower case, and library versions differ in their
-    # default.
-    case = {} if _holds(folder, ('tokenizer.json', 'tokenizer_config.json')) else {'do_lower_case': True}
     try:
-        tokenizer = BertTokenizerFast.from_pretrained(folder, **case)
+        tokenizer = BertTokenizerFast.from_pretrained(folder, **_case(folder))
     except Exception as error:  # the library raises almost any exception for a damaged file
         raise InputError(
             f'--text_encoder {name}: its tokenizer files cannot be read ({first_sentence(error)}); copy or download '
@@ -64,6 +62,22 @@ def _check_files(name: str, folder: str) -> None:
                 raise InputError(
                     f'--text_encoder {name}: its tokenizer files cannot be read ({file}: {error})'
                 ) from None
+
+
+def _case(folder: str) -> dict[str, Any]:
+    """How texts are normalized, if no tokenizer_config.json says it: the library does not ask tokenizer.json.
+
+    A bare vocabulary does not say its case; bert-base-uncased's is lower case, and library versions differ in their
+    default.
+    """
+    if _holds(folder, ('tokenizer_config.json',)):
+        return {}
+    if not _holds(folder, ('tokenizer.json',)):
+        return {'do_lower_case': True}
+    content = json.loads(read_text(os.path.join(folder, 'tokenizer.json')))
+    normalizer = (content.get('normalizer') if isinstance(content, dict) else None) or {}
+    names = {'lowercase': 'do_lower_case', 'strip_accents': 'strip_accents'}
+    return {names[key]: value for key, value in normalizer.items() if key in names and value is not None}
 
 
 def _check_vocabulary(name: str, folder: str, tokenizer: BertTokenizerFast) -> int:

@@ -53,9 +53,10 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about pickle and TorchScript files, before their error
-            if str(path).endswith('.safetensors'):
+            if _is_safetensors(path):
                 return load_file(path)
-            return torch.load(path, map_location='cpu', weights_only=True)
+            with open(path, 'rb') as file:  # by its name torch would read it as safetensors
+                return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises almost any exception for a file of another kind
         unsafe = re.search(r'GLOBAL (\S+)', str(error))
         if unsafe:
@@ -67,6 +68,13 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
             f'{option} {path}: not a readable checkpoint (damaged, incomplete, or of another kind); copy or download '
             'it again'
         ) from None
+
+
+def _is_safetensors(path: str) -> bool:
+    """Whether a file begins with the length of a JSON object and the object, whatever its name."""
+    with open(path, 'rb') as file:
+        length, first = int.from_bytes(file.read(8), 'little'), file.read(1)
+    return first == b'{' and 0 < length < os.path.getsize(path)
 
 
 def read_weights(path: str, option: str = '--checkpoint') -> dict[str, Tensor]:
@@ -151,7 +159,16 @@ def read_bert(name: str, option: str = '--text_encoder') -> dict[str, Tensor] | 
     state = {key: value for key, value in theirs.state_dict().items() if key not in info['missing_keys']}
     refuse_not_finite(state, f'{option} {name}')
     if not any(key.startswith('bert.') for key in state):
-        raise InputError(f'{option} {name}: its weights are not those of a BERT; give a folder with those of a BERT')
+        raise InputError(
+            f"{option} {name}: its weights do not have the names of Hugging Face's BERT, such as "
+            'bert.encoder.layer.0.output.dense.weight; give a folder that save_pretrained wrote'
+        )
+    lacking = sorted(key for key in info['missing_keys'] if re.match(r'bert\.(embeddings|encoder)\.', key))
+    if lacking:
+        raise InputError(
+            f'{option} {name}: its weights lack {lacking[0]} and {len(lacking) - 1} others of the model of its '
+            'config.json; copy or download them again'
+        )
     return state
 
 
@@ -166,7 +183,13 @@ def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
             folder = local_folder(name, 'weights', ('config.json', file), option)
             if os.path.isfile(os.path.join(folder, file)):
                 break
-    files = sorted(file for file in os.listdir(folder) if os.path.isfile(os.path.join(folder, file)))
+        else:  # a snapshot in the cache that an earlier run downloaded for the tokenizer
+            raise MissingFileError(
+                f'{option} {name}: no such folder, and neither {USABLE[0]} nor {USABLE[2]} of this name is in the '
+                'cache of the Hugging Face hub or could be downloaded; give a folder with its files, or download it '
+                'once on a machine with a network'
+            )
+    files = sorted(file for file in os.listdir(folder) if not os.path.isdir(os.path.join(folder, file)))
     weights = [file for file in files if LIKE_WEIGHTS.search(file)]
     if not weights and 'config.json' not in files:
         return None
@@ -183,7 +206,10 @@ def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
             f'weights, remove {usable}'
         )
     for file in ('config.json', usable, *_shards(os.path.join(folder, usable), option)):
-        if not os.path.isfile(path := os.path.join(folder, file)):
+        path = os.path.join(folder, file)
+        if os.path.islink(path) and not os.path.exists(path):
+            raise InputError(f'{option} {name}: {file} is a link to a file that is not there; fetch or copy it')
+        if not os.path.isfile(path):
             raise InputError(f'{option} {name}: {usable} names {file}, which is missing; copy or download it')
         if fault := content_fault(path):
             raise InputError(f'{option} {name}: {file}: {fault}')

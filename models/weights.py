@@ -4,7 +4,6 @@ Nothing is loaded silently: every parameter is loaded, reported as missing or un
 is refused with its name and the keys.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from models.vit import VIT_B_16, interpolate_pos_embed
-from models.weight_files import State, model_state, read_bert, read_checkpoint, read_weights
+from models.weight_files import State, read_bert, read_weights
 from models.xbert import BertConfig
 from utils.errors import InputError, MissingFileError
 
-__all__ = ['model_state', 'read_checkpoint', 'read_weights']  # for the scripts, besides what is defined here
 OTHER_TASK = 'Is it a checkpoint of this task, with the same vit and bert_config?'
 
 
@@ -330,8 +328,6 @@ def load_deit(visual_encoder: nn.Module, source: bool | str, vit: Mapping[str, A
             return 'image encoder: random weights, because DeiT weights are for ViT-B/16'
         state = download_deit()
     else:
-        if not os.path.isfile(source):
-            raise MissingFileError(f'init_deit: there is no file {source}')
         state = read_weights(source, 'init_deit')
     state, notes = without_distillation_token(state)
     holder = torch.nn.Module()

@@ -27,7 +27,8 @@ from dataset.transforms import EvalTransform, eval_transform
 from evaluation.masked_words import masked_word_lines, masked_word_metrics
 from models import create_model
 from models.tokenization_bert import create_tokenizer
-from models.weights import load_pretrain, model_state, read_checkpoint
+from models.weight_files import model_state, read_checkpoint
+from models.weights import load_pretrain
 from utils import distributed
 from utils.arguments import Parser, positive_int
 from utils.checkpoint import find_run

@@ -123,6 +123,10 @@ def test_a_configuration_that_is_not_of_this_run_is_kept(tmp_path, capsys):
     assert capsys.readouterr().out.count('config.yaml of an earlier run was renamed to config.1.yaml') == 1
     assert sorted(path.name for path in tmp_path.glob('config*')) == ['config.1.yaml', 'config.yaml']
     assert read_yaml(tmp_path / 'config.yaml') == CONFIG
+    (tmp_path / 'log.txt').write_text('{"epoch": 0}\n')
+    make_run(tmp_path).begin()
+    assert read_yaml(tmp_path / 'config.2.yaml') == CONFIG  # beside its log
+    assert (tmp_path / 'log.2.txt').read_text() == '{"epoch": 0}\n' and not (tmp_path / 'log.1.txt').exists()
 
 
 # ---- misuse ----

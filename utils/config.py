@@ -5,13 +5,14 @@ python -m utils.config    prints the table of keys
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from utils.arguments import Parser
-from utils.config_files import NO_YAML, find_file, read_yaml
+from utils.config_files import NO_YAML, find_beside, read_yaml
 from utils.config_keys import (
     BASE,
     BERT,
@@ -71,11 +72,14 @@ def _override_value(item: str, name: str, text: str) -> Any:
     them.
     """
     check = key.check if (key := key_of(name)) else None
-    if check in NULLABLE and text in ('', '~', 'null', 'Null', 'NULL'):
+    text = text.strip() if check in LISTS else text
+    if check in TEXT and text in ('~', 'null', 'Null', 'NULL') or check in NULLABLE and not text:
         return None
     if check not in TEXT or text[:1] + text[1:][-1:] in ('""', "''"):
         return _read_value(item, text)
     if text.startswith('[') and text.endswith(']') and check in LISTS:
+        if re.search(r'[\[,]\s*[!&*@%|>`{#]', text):
+            raise InputError(f"""--set {item}: put names that begin with a special character in quotes: ["#1.json"]""")
         return _read_value(item, text, 'base')  # every item is a string, as it is written
     if check is path_or_mapping and text[:1] + text[-1:] in ('{}', '[]'):
         return _read_value(item, text)
@@ -88,7 +92,9 @@ def _read_value(item: str, text: str, typ: str = 'safe') -> Any:
     try:
         return YAML(typ=typ).load(text)
     except NO_YAML:
-        raise InputError(f'--set {item}: {text!r} is not a YAML value') from None
+        raise InputError(
+            f'--set {item}: {text!r} is not a YAML value; put names with special characters in quotes'
+        ) from None
 
 
 def _move_other_rate(config: Config, override: tuple[str, Any]) -> None:
@@ -204,9 +210,9 @@ def _check_rates(config: Config, source: str) -> None:
     config['schedular']['lr'] = peak
 
 
-def read_bert_config(path: str, folder: str | os.PathLike = '') -> Config:
-    """A BERT configuration file (JSON, or YAML) as a mapping. folder: where it may be besides the working directory."""
-    found = find_file(path, folder)
+def read_bert_config(path: str, source: str = '') -> Config:
+    """A BERT configuration file (JSON, or YAML) as a mapping. source: the configuration file that names it."""
+    found = find_beside(path, source)
     if not os.path.isfile(found):
         raise MissingFileError(f'bert_config: there is no file {path}')
     if found.endswith(('.yaml', '.yml')):
@@ -222,7 +228,7 @@ def _complete_model(config: Config, source: str) -> None:
     bert = config['bert_config']
     bert = {'base': bert} if isinstance(bert, str) else dict(bert)
     base = _check_values({'base': bert.pop('base', None)}, BASE, source, 'bert_config.')['base']
-    config['bert_config'] = bert = ({} if base is None else read_bert_config(base, os.path.dirname(source))) | bert
+    config['bert_config'] = bert = ({} if base is None else read_bert_config(base, source)) | bert
     known = {name: value for name, value in bert.items() if name not in BERT_IGNORED}
     _refuse_unknown(known, BERT, source, 'bert_config.')
     _check_values(known, BERT, source, 'bert_config.')

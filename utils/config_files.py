@@ -21,7 +21,17 @@ def find_file(path: str, *folders: str | os.PathLike) -> str:
     Returns the path as it is given if the file is in the working directory, or nowhere.
     """
     candidates = [os.path.normpath(os.path.join(folder, path)) for folder in (*folders, ROOT)]
-    return next((found for found in (path, *candidates) if os.path.exists(found)), path)
+    return next((found for found in (path, *candidates) if os.path.isfile(found)), path)
+
+
+def find_beside(path: str, source: str) -> str:
+    """The file that a path in a configuration file means; `source` is that file.
+
+    A configuration of the repository means the file of the repository, whatever is in the working directory.
+    """
+    folder = Path(source).resolve().parent
+    inside = folder.is_relative_to(ROOT) and Path(ROOT, path).is_file()
+    return str(Path(ROOT, path)) if inside else find_file(path, folder)
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -33,6 +43,8 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         raise MissingFileError(f'{path}: there is no such configuration file; give one with --config')
     try:
         value = YAML(typ='safe').load(read_text(path))
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
     except NO_YAML as error:
         reason = str(error).replace('in "<unicode string>", ', '')
         raise InputError(f'{path}: not valid YAML: {" ".join(reason.split())}') from None

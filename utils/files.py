@@ -73,6 +73,8 @@ def read_json(path: str | os.PathLike, name: str) -> Any:
     """
     try:
         return json.loads(read_text(path))
+    except InputError as error:
+        raise InputError(f'{name}: {path}: {error}') from None
     except (ValueError, RecursionError) as error:
         raise InputError(f'{name}: {path} is not valid JSON: {error}') from None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
+from utils.config_files import holds_yaml
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -145,20 +146,22 @@ class Progress:
             self.bar.close()
 
 
-def start_log(folder: str) -> None:
-    """Start the log.txt of a new run: that of an earlier run in the folder is renamed to log.N.txt (rank 0)."""
-    path = Path(folder, 'log.txt')
-    if distributed.is_main() and path.exists() and path.stat().st_size:
-        set_aside(path)
+def set_aside(folder: str, config: Mapping[str, Any]) -> None:
+    """Rename log.txt and config.yaml of an earlier run to log.N.txt and config.N.yaml, before a new one (rank 0).
 
-
-def set_aside(path: Path) -> None:
-    """Rename a file that is not of this run: NAME.txt to NAME.N.txt, with the first N that is free."""
+    N is the first number that both have free. A config.yaml without a log that is equal to `config` stays.
+    """
+    log, settings = Path(folder, 'log.txt'), Path(folder, 'config.yaml')
+    old = [log] if log.exists() and log.stat().st_size else []
+    if settings.exists() and (old or not holds_yaml(settings, config)):
+        old.append(settings)
     number = 1
-    while (numbered := path.with_suffix(f'.{number}{path.suffix}')).exists():
+    while any(path.with_suffix(f'.{number}{path.suffix}').exists() for path in (log, settings)):
         number += 1
-    os.replace(path, numbered)
-    print_rank0(f'{path} of an earlier run was renamed to {numbered.name}')
+    for path in old:
+        numbered = path.with_suffix(f'.{number}{path.suffix}')
+        os.replace(path, numbered)
+        print_rank0(f'{path} of an earlier run was renamed to {numbered.name}')
 
 
 def write_log(folder: str, records: Iterable[Mapping[str, Any]]) -> None:

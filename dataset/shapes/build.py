@@ -177,7 +177,9 @@ def refuse_foreign_files(out: Path) -> None:
         raise InputError(f'{out} is a file; give the name of a folder')
     for folder, folders, files in os.walk(out):
         folders[:] = [name for name in folders if not name.startswith('.')]
-        if visible := sorted(name for name in files if not name.startswith('.')):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        visible = sorted(name for name in [*files, *links] if not name.startswith('.'))
+        if visible and not (out / UNFINISHED).is_file() and not (out / MARKER).is_file():  # another process began now
             raise InputError(
                 f'--out {out} holds {Path(folder, visible[0])}, which may not be of this program and could be '
                 'overwritten: give another folder, or empty this one'

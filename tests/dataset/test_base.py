@@ -187,6 +187,19 @@ def test_the_share_of_unknown_tokens_is_reported_of_every_dataset(name, shapes, 
     assert '--text_encoder' in warnings[0]
 
 
+def test_a_short_file_is_sampled_too(shapes, tokenizer, tmp_path, capsys):
+    """Wherever it is among the files."""
+    row = read_rows(shapes, 'pretrain')[0]
+    long = write_rows(tmp_path / 'long.json', [row] * 20_000)
+    short = write_rows(tmp_path / 'short.json', [row | {'caption': 'круг'}] * 15)
+    for files in ([long, short], [short, long]):
+        dataset = PretrainDataset(resolved('pretrain', shapes, f'train_file={json.dumps(files)}'), tokenizer, 0)
+        capsys.readouterr()
+        report_unknown_tokens(dataset, 'train_file')
+        line, warning = capsys.readouterr().out.splitlines()
+        assert '(in 1014 texts)' in line and warning.startswith(f'warning: {short}: 100% of the tokens')
+
+
 def draw():
     return random.random(), np.random.rand(), torch.rand(1).item()
 

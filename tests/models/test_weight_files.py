@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizerFast
 
 from models.tokenization_bert import create_tokenizer
 from models.vit import create_vit
@@ -255,3 +256,49 @@ def test_messages_about_deit_name_its_key_and_its_file(tmp_path, change, message
     with pytest.raises(InputError, match=f'^init_deit .*{message}') as error:
         load_deit(create_vit(64, SHAPE), str(tmp_path / 'deit.pth'), SHAPE)
     assert str(error.value).startswith(f'init_deit {tmp_path}/deit.pth') and '--checkpoint' not in str(error.value)
+
+
+def test_a_name_of_the_hub_without_weights_does_not_start_at_random(tmp_path, monkeypatch):
+    """An earlier run that needed only the tokenizer leaves its files in the cache of the hub."""
+    (tmp_path / 'vocab.txt').write_text(VOCABULARY)
+    monkeypatch.setattr('models.weight_files.local_folder', lambda name, what, files, option: str(tmp_path))
+    with pytest.raises(InputError, match='--text_encoder some/bert: no such folder, and neither model.safetensors nor'):
+        read_bert('some/bert')
+    assert read_bert(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_links_to_files_that_are_not_there_are_named(theirs, tmp_path, name):
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / 'absent')
+    with pytest.raises(InputError, match=f'{name} is a link to a file that is not there'):
+        read_bert(str(tmp_path))
+
+
+@pytest.mark.parametrize('part', ['embeddings', 'encoder.layer.1.attention.self', 'encoder.layer.0'])
+def test_weights_that_lack_a_part_of_the_model_are_refused(theirs, tmp_path, part):
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / 'model.safetensors')
+    kept = {key: value for key, value in state.items() if part not in key}
+    assert len(kept) < len(state)
+    save_file(kept, tmp_path / 'model.safetensors', {'format': 'pt'})
+    with pytest.raises(InputError, match=f'its weights lack bert.{part}.* others of the model of its config.json'):
+        read_bert(str(tmp_path))
+
+
+def test_the_content_says_what_kind_of_file_weights_are_in(tmp_path):
+    state = {'a': torch.ones(2)}
+    torch.save(state, tmp_path / 'a.safetensors')
+    save_file(state, tmp_path / 'b.pth')
+    for name in ('a.safetensors', 'b.pth'):
+        assert torch.equal(read_weights(str(tmp_path / name))['a'], state['a'])
+
+
+@pytest.mark.parametrize('lowercase', [True, False])
+def test_a_tokenizer_file_says_its_case(tmp_path, lowercase):
+    (tmp_path / 'vocab.txt').write_text(f'{VOCABULARY}A\n')
+    tokenizer = BertTokenizerFast.from_pretrained(tmp_path, do_lower_case=lowercase)
+    (tmp_path / 'own').mkdir()
+    tokenizer.backend_tokenizer.save(str(tmp_path / 'own/tokenizer.json'))
+    assert create_tokenizer(str(tmp_path / 'own')).tokenize('A') == (['a'] if lowercase else ['A'])

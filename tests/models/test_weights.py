@@ -11,7 +11,8 @@ import torch
 
 from models import create_model
 from models.vit import create_vit, interpolate_pos_embed
-from models.weights import load_bert, load_deit, load_pretrain, load_state, model_state, read_checkpoint
+from models.weight_files import model_state, read_checkpoint
+from models.weights import load_bert, load_deit, load_pretrain, load_state
 from models.xbert import BertConfig, create_bert
 from tests.helpers import albef_state, reference_model, reference_state, tensor
 from tests.reference import load_reference
@@ -192,7 +193,7 @@ def test_deit_weights_from_a_file(tmp_path):
     assert report.resized == ['visual_encoder.pos_embed'] and len(report.unexpected) == 2
     assert torch.equal(target.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
     assert 'image encoder: random weights' in load_deit(target, True, shape)
-    with pytest.raises(FileNotFoundError, match='init_deit: there is no file'):
+    with pytest.raises(FileNotFoundError, match='init_deit none.pth: there is no such file'):
         load_deit(target, 'none.pth', shape)
 
 

@@ -315,3 +315,13 @@ def test_configurations_fit_the_dataset(folder, name):
     files += [config['answer_list']] if name == 'VQA' else []
     assert all(Path(file).parent == Path('output/shapes') and (folder / Path(file).name).is_file() for file in files)
     assert config['vqa_root' if name == 'VQA' else 'image_root'] == 'output/shapes'
+
+
+def test_files_behind_a_linked_folder_are_not_overwritten(tmp_path):
+    (tmp_path / 'precious/train').mkdir(parents=True)
+    (tmp_path / 'precious/train/00000.jpg').write_text('precious')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/images').symlink_to(tmp_path / 'precious')
+    with pytest.raises(InputError, match='holds .*images, which may not be of this program'):
+        make_dataset(tmp_path / 'out', sizes={'train': 20, 'val': 20, 'test': 20})
+    assert (tmp_path / 'precious/train/00000.jpg').read_text() == 'precious'
