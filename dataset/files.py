@@ -34,7 +34,7 @@ def open_regular(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
 
 
 def refuse_packed(head: bytes, name: str) -> None:
-    """InputError if a file of text, whose first bytes are `head`, is compressed or stands for one that was not fetched.
+    """InputError if a text file, whose first bytes are `head`, is compressed or a pointer to a file not fetched.
 
     name: of the file, for the message.
     """

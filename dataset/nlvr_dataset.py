@@ -59,7 +59,7 @@ class NLVRDataset(TrainingSet):
         has_label = table.holding('label')
         if not has_label.all():
             file, row = table.source(int(has_label.argmin()))
-            remedy = 'remove them' if has_label.any() else "labels stand under the key 'label'"
+            remedy = 'remove them' if has_label.any() else "the key of labels is 'label'"
             raise InputError(
                 f'{file}: row {row} has no label, and {(~has_label).sum()} of {len(table)} training rows have none; '
                 f'{remedy}, or name another file in train_file'

@@ -1,4 +1,4 @@
-"""The objects of a release's JSON files: reading a field checks its type, and an error says where it stands."""
+"""The objects of a release's JSON files: reading a field checks its type, and an error says where it is."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def place(self) -> str:
-        """Where in the file it stands."""
+        """Where it is in the file."""
         above = f'{self._parent.place}, ' if self._parent and self._parent._name else ''
         return f'{above}{self._name or "its top level"}'
 

@@ -241,7 +241,7 @@ def quoted_rows(lines: Iterable[str], layout: Layout, **dialect: object) -> Iter
 def escaped_rows(lines: Iterable[str], layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """The rows if a backslash, and not a second quote, marks a quote in a field. Other backslashes stay."""
     special = f'"\\\n\r{layout.delimiter}'
-    found = set()  # what stands after backslashes
+    found = set()  # what follows backslashes
 
     def kept(match: re.Match) -> str:
         found.add(match[1])

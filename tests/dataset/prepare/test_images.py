@@ -12,6 +12,7 @@ from dataset.prepare.images import files_under, image_extensions, image_files, w
 from tests.dataset.prepare.tools import jpeg, read, run, write
 
 
+@pytest.mark.filterwarnings('ignore:IM image format')
 def test_training_reads_every_known_extension(tmp_path):
     """Each format that Pillow can write, under each of its extensions."""
     Image.init()
