@@ -41,5 +41,10 @@ def refuse_packed(head: bytes, name: str) -> None:
     for magic, what in PACKED.items():
         if head.startswith(magic):
             raise InputError(f'{name} is {what}, not text: unpack it, or save it as CSV or JSON')
+    refuse_pointer(head, name)
+
+
+def refuse_pointer(head: bytes, name: str) -> None:
+    """InputError if a file, whose first bytes are `head`, is a pointer that git-lfs has not replaced by the file."""
     if head.startswith(LFS_POINTER):
         raise InputError(f'{name} is a pointer of git-lfs, not the file itself: fetch it with git lfs pull')

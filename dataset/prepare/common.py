@@ -28,17 +28,20 @@ class Inputs:
 
     @classmethod
     def protect(cls, args: argparse.Namespace) -> None:
-        """Protect every file that an argument other than --out names."""
+        """Protect every file that an argument other than --out names. InputError if --out names one of them."""
         given = [value for name, value in vars(args).items() if name != 'out']
         words = [word for value in given for word in (value if isinstance(value, list) else [value])]
         files = (word for word in words if isinstance(word, str) and os.path.isfile(word))
         cls.files = frozenset(map(os.path.realpath, files))
+        cls.refuse(args.out)
 
     @classmethod
     def refuse(cls, path: str) -> None:
         """InputError if a file to be written is an input."""
         if os.path.realpath(path) in cls.files:
-            raise InputError(f'{path} is to be written and is an input of the command: give another --out')
+            raise InputError(
+                f'{path} is an input of the command and would be overwritten: give another file with --out'
+            )
 
 
 class Summary:

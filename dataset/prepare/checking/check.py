@@ -12,7 +12,7 @@ from dataset.prepare.arguments import add_command, annotation_file, positive
 from dataset.prepare.checking.find import find_by_name
 from dataset.prepare.checking.findings import TRUNCATED, Duplicates, Repeats, Verdict, count_same_bytes, most_repeated
 from dataset.prepare.checking.rebase import ImagePaths, Paths, image_paths, parse_rules, rebase_paths
-from dataset.prepare.common import Summary, clean_caption, progress_bar, stream_json, write_json, write_rows
+from dataset.prepare.common import Inputs, Summary, clean_caption, progress_bar, stream_json, write_json, write_rows
 from dataset.prepare.images import is_utf8
 from utils.errors import InputError, MissingFileError
 
@@ -69,7 +69,7 @@ def run_check(args: argparse.Namespace) -> Summary:
     Writes a clean annotation file, and next to it G.report.json, which names each dropped row and the reason. If it was
     interrupted, the same command continues; delete G.progress.jsonl to start again.
     """
-    report, journal = name_outputs(args.file, args.out)
+    report, journal = name_outputs(args.out)
     rules = parse_rules(args.rebase)
     summary = Summary(f'Check of {args.file}')
     images = ImagePaths(args.image_root, args.image_root if args.vg_root is None else args.vg_root)
@@ -111,17 +111,14 @@ def run_check(args: argparse.Namespace) -> Summary:
     return summary
 
 
-def name_outputs(file: str, out: str) -> tuple[str, str]:
-    """The names of the report and of the progress file. InputError if the input would be overwritten."""
+def name_outputs(out: str) -> tuple[str, str]:
+    """The names of the report and of the progress file. InputError if one of them is an input."""
     if os.path.isdir(out):
         raise InputError(f'--out {out} is a folder: give the name of a file')
     base = os.path.splitext(out)[0]
     report, journal = f'{base}.report.json', f'{base}.progress.jsonl'
-    if os.path.realpath(file) == os.path.realpath(out):
-        raise InputError(f'--out {out} is the file to check: give another file')
     for name in (report, journal):
-        if os.path.realpath(file) == os.path.realpath(name):
-            raise InputError(f'with --out {out} the file to check, {file}, would be overwritten: give another --out')
+        Inputs.refuse(name)
     return report, journal
 
 
@@ -162,9 +159,7 @@ def examine_resumably(paths: list[str], journal: str, workers: int) -> dict[str,
     examined again, because they may have been downloaded again.
     """
     os.makedirs(os.path.dirname(journal) or '.', exist_ok=True)
-    from dataset.prepare.checking.examine import (
-        examine_all,  # here, because it imports torch, which no other command needs
-    )
+    from dataset.prepare.checking.examine import examine_all  # not above: it imports torch
 
     wanted = set(paths)
     verdicts = {old.image: old for old in read_journal(journal) if old.reason is None and old.image in wanted}

@@ -9,12 +9,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow
 import pyarrow.parquet as parquet
 
-from dataset.files import open_regular
 from dataset.prepare.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -26,7 +24,8 @@ from dataset.prepare.columns import (
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension, without_extension
 from dataset.prepare.own.splits import Splits
-from dataset.prepare.own.unpacked import ShardFiles, image_extension, refuse_pointer, safe_name
+from dataset.prepare.own.tables import refuse_damage
+from dataset.prepare.own.unpacked import ShardFiles, image_extension, open_shard, safe_name
 from dataset.prepare.own.webdataset import tar_samples
 from utils.errors import InputError
 
@@ -95,13 +94,11 @@ def shard_stem(path: str) -> str:
 def image_column(path: str, columns: list[str] | None) -> str | None:
     """The column of a Parquet file that contains images; None if there is none, or it is no Parquet file."""
     try:
-        with open_regular(path) as file:
-            refuse_pointer(file, path)
-            with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
-                schema = table.schema_arrow
-                known = [name for name in schema.names if name.lower() in IMAGE_COLUMNS]
-                names = columns[:1] if columns else dict.fromkeys([*known, *schema.names])
-                return next((name for name in names if name in schema.names and _has_images(table, name)), None)
+        with open_shard(path) as file, parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+            schema = table.schema_arrow
+            known = [name for name in schema.names if name.lower() in IMAGE_COLUMNS]
+            names = columns[:1] if columns else dict.fromkeys([*known, *schema.names])
+            return next((name for name in names if name in schema.names and _has_images(table, name)), None)
     except (OSError, pyarrow.ArrowException):
         return None
 
@@ -134,7 +131,7 @@ def _has_bytes(kind: pyarrow.DataType) -> bool:
 
 def find_splits(path: str, splits: Splits) -> None:
     """Show `splits` those that a Parquet file has, before its images are unpacked."""
-    with _refuse_damage(path), open_regular(path) as file, parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+    with refuse_damage(path), open_shard(path) as file, parquet.ParquetFile(file, buffer_size=1 << 20) as table:
         if split := find_name(table.schema_arrow.names, SPLIT_COLUMNS):
             for batch in table.iter_batches(columns=[split]):
                 for value in batch[split].to_pylist():
@@ -170,32 +167,17 @@ def table_rows(path: str, columns: list[str] | None) -> Iterator[tuple]:
     Only a few rows are in memory.
     """
     image = image_column(path, columns)
-    with _refuse_damage(path), open_regular(path) as file:
-        refuse_pointer(file, path)
-        with parquet.ParquetFile(file, buffer_size=1 << 20) as table:
-            names = table.schema_arrow.names
-            caption, split = find_name(names, CAPTION_COLUMNS), find_name(names, SPLIT_COLUMNS)
-            chosen = choose_columns(names, columns or ([image, caption] if image and caption else None), path)
-            if chosen[0] != image:
-                raise InputError(f'{path}: the column {chosen[0]} has no images: choose another with --columns')
-            if split and split not in chosen:
-                chosen.append(split)
-            for batch in progress_bar(
-                table.iter_batches(PER_BATCH, columns=chosen),
-                f'unpacking {os.path.basename(path)}',
-                -(-table.metadata.num_rows // PER_BATCH),
-            ):
-                yield from zip(*(batch[name].to_pylist() for name in chosen), strict=True)
-
-
-@contextmanager
-def _refuse_damage(path: str) -> Iterator[None]:
-    """InputError for what pyarrow raises."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path}: a caption or path is not UTF-8 text ({error}): correct it') from None
-    except (OSError, pyarrow.ArrowException) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None
+    with refuse_damage(path), open_shard(path) as file, parquet.ParquetFile(file, buffer_size=1 << 20) as table:
+        names = table.schema_arrow.names
+        caption, split = find_name(names, CAPTION_COLUMNS), find_name(names, SPLIT_COLUMNS)
+        chosen = choose_columns(names, columns or ([image, caption] if image and caption else None), path)
+        if chosen[0] != image:
+            raise InputError(f'{path}: the column {chosen[0]} has no images: choose another with --columns')
+        if split and split not in chosen:
+            chosen.append(split)
+        for batch in progress_bar(
+            table.iter_batches(PER_BATCH, columns=chosen),
+            f'unpacking {os.path.basename(path)}',
+            -(-table.metadata.num_rows // PER_BATCH),
+        ):
+            yield from zip(*(batch[name].to_pylist() for name in chosen), strict=True)

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow
@@ -80,26 +81,34 @@ def parquet_rows(
 ) -> Iterator[tuple[Any, Any, Any, str]]:
     """(image, caption, split, place) of each row of a Parquet file whose images are paths."""
     number = 0
+    with refuse_damage(path), open(path, 'rb') as file, parquet.ParquetFile(file) as table:
+        names = table.schema_arrow.names
+        chosen, split = choose_columns(names, columns, path), find_name(names, SPLIT_COLUMNS)
+        for batch in table.iter_batches(columns=[*dict.fromkeys([*chosen, split or chosen[0]])]):
+            values = [batch[name].to_pylist() for name in (*chosen, split or chosen[0])]
+            for image, caption, value in zip(*values, strict=True):
+                place = f'{path}, row {number}'
+                try:
+                    image = _text(image, place, encoding, summary)
+                except InputError:
+                    raise InputError(
+                        f'{place}: the column {chosen[0]} has bytes that are neither an image that training reads nor '
+                        'a path: choose another with --columns'
+                    ) from None
+                yield image, _text(caption, place, encoding, summary), value if split else None, place
+                number += 1
+
+
+@contextmanager
+def refuse_damage(path: str) -> Iterator[None]:
+    """InputError for what pyarrow raises for a damaged Parquet file."""
     try:
-        with open(path, 'rb') as file, parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            chosen, split = choose_columns(names, columns, path), find_name(names, SPLIT_COLUMNS)
-            for batch in table.iter_batches(columns=[*dict.fromkeys([*chosen, split or chosen[0]])]):
-                values = [batch[name].to_pylist() for name in (*chosen, split or chosen[0])]
-                for image, caption, value in zip(*values, strict=True):
-                    place = f'{path}, row {number}'
-                    try:
-                        image = _text(image, place, encoding, summary)
-                    except InputError:
-                        raise InputError(
-                            f'{place}: the column {chosen[0]} has bytes that are neither an image that training reads '
-                            'nor a path: choose another with --columns'
-                        ) from None
-                    yield image, _text(caption, place, encoding, summary), value if split else None, place
-                    number += 1
+        yield
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: a caption or path is not UTF-8 text ({error}): correct it') from None
-    except pyarrow.ArrowException as error:
+    except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise InputError(f'{path} is not a complete Parquet file: {str(error).splitlines()[0]}') from None
 
 

@@ -3,12 +3,14 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
-from dataset.files import open_regular
+from dataset.files import open_regular, refuse_pointer
 from dataset.prepare.common import CONTROL
 from utils.errors import InputError
-from utils.files import LFS_POINTER, atomic_write
+from utils.files import atomic_write
 
 LONGEST_NAME = 150  # bytes
 FORMATS = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}  # Pillow's names; other formats are named like extensions
@@ -70,8 +72,10 @@ def image_extension(data: bytes) -> str | None:
     return FORMATS.get(kind, f'.{kind.lower()}')
 
 
-def refuse_pointer(file: BinaryIO, path: str) -> None:
-    """InputError if git-lfs has not fetched a file."""
-    if file.read(len(LFS_POINTER)) == LFS_POINTER:
-        raise InputError(f'{path} is a pointer of git-lfs, not the file itself: fetch it with git lfs pull')
-    file.seek(0)
+@contextmanager
+def open_shard(path: str) -> Iterator[BinaryIO]:
+    """A shard opened to read its bytes. InputError if git-lfs has not fetched it, OSError as `open_regular`."""
+    with open_regular(path) as file:
+        refuse_pointer(file.read(64), path)
+        file.seek(0)
+        yield file

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataset.files import open_regular
 from dataset.prepare.columns import CAPTION_COLUMNS, SPLIT_COLUMNS, captions_of, find_name
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import has_image_extension
 from dataset.prepare.own.splits import Splits, split_of_path
-from dataset.prepare.own.unpacked import ShardFiles, image_extension, refuse_pointer
+from dataset.prepare.own.unpacked import ShardFiles, image_extension, open_shard
 from dataset.prepare.texts import captions_in, decode_text
 from utils.errors import InputError
 
@@ -186,8 +185,7 @@ def captions_of_json(value: Any, field: str | None, summary: Summary) -> Iterato
 
 def read_members(shard: str) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
     """(number, member, tar) of each member. InputError at the end if the tar is not complete."""
-    with open_regular(shard) as file:
-        refuse_pointer(file, shard)
+    with open_shard(shard) as file:
         with _refuse_damage(shard, 0):
             tar = tarfile.open(fileobj=file, mode='r:*')
         with tar:
