@@ -1,8 +1,18 @@
-"""Use a trained checkpoint: answer a question about one image.
+"""Use a trained checkpoint, from Python or from the command line.
 
+    from predict import load_model
+    model = load_model('examples/shapes_model')      # a checkpoint of any task, a folder, or a hub name
+    model.similarity(images, texts), model.match(images, texts), model.heatmap(image, text)
+
+    python predict.py features --images PICTURES --out features.parquet
+    python predict.py retrieve --images PICTURES --text "a small red star" --out found.html
+    python predict.py match --image a.jpg --text "a small red star" --text "a large blue ring"
+    python predict.py heatmap --image a.jpg --text "a small red star" --out heatmap.png
     python predict.py answer --checkpoint output/vqa/checkpoint_07.pth --image a.jpg --question "what color is the cat?"
+    python predict.py verify --checkpoint output/NLVR/checkpoint_best.pth --image a.jpg b.jpg --statement "both are red"
 
-Configuration, answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
+Without --checkpoint the commands use the small weights of the synthetic dataset in examples/shapes_model. Configuration,
+answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
 """
 
 import signal
@@ -11,99 +21,227 @@ if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules load prints no traceback
 
 import argparse
-from collections.abc import Mapping, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import torch
+from pyarrow import parquet
+from torch import Tensor
 
-from dataset.text import pre_question
-from dataset.tokens import tokenize_untruncated
-from dataset.transforms import eval_transform
-from dataset.vqa_dataset import TEST_WORDS, AnswerList, read_answer_list
-from models import create_model
-from models.tokenization_bert import create_tokenizer, unpack_tokenizer
-from models.weight_files import model_state, read_checkpoint
-from models.weights import is_vqa, load_vqa
-from utils import distributed
-from utils.arguments import Parser
-from utils.config import apply_overrides, resolve
-from utils.config_files import find_file, read_yaml
+from dataset.images import BadImage
+from dataset.prepare.common import Summary, progress_bar
+from dataset.prepare.images import files_under, has_image_extension
+from inference import BATCH_SIZE, Predictor, batches, load_model, paired
+from reports.heatmaps import draw_heatmaps
+from reports.retrieval_page import write_found_page
+from utils.arguments import Parser, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
-from utils.setup import autocast
+from utils.files import atomic_write
 
+__all__ = ['Predictor', 'load_model']
+EXAMPLE = str(Path(__file__).parent / 'examples' / 'shapes_model')
 SHOWN = 5  # answers to a question
 
 
-@torch.no_grad()
-def answer(args: argparse.Namespace) -> None:
-    """Print the best answers to the questions of the command line, with their probabilities."""
-    checkpoint = read_checkpoint(args.checkpoint)
-    state = model_state(checkpoint, args.checkpoint)
-    if not is_vqa(state):
-        raise InputError(f'--checkpoint {args.checkpoint}: it has no answer decoder; give one that VQA.py wrote')
-    own = isinstance(checkpoint.get('config'), dict) and not args.config
-    if not own and not args.config:
-        raise InputError(f'--checkpoint {args.checkpoint}: it has no configuration; give one with --config')
-    source = args.checkpoint if own else find_file(args.config)
-    config = checkpoint['config'] if own else read_yaml(source)
-    changed = apply_overrides(config, args.set) | {'num_workers': 0}  # that of a larger machine may be refused here
-    config = resolve('vqa', changed, source)[0] | {'distill': False}
-    saved = saved_answers(checkpoint)
-    if args.text_encoder:
-        tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
-    elif saved:
-        tokenizer = unpack_tokenizer(saved['tokenizer'])
+def run_features(args: argparse.Namespace) -> None:
+    """write the features of all pictures of a folder"""
+    if not args.out.endswith(('.parquet', '.npz')):
+        raise InputError(f'--out {args.out}: the name must end in .parquet or .npz')
+    paths = pictures_in(args.images)
+    model = loaded(args)
+    if args.out.endswith('.npz'):
+        parts = list(encoded(model, args.images, paths, args.batch_size))
+        names = [name for some, _ in parts for name in some]
+        with atomic_write(args.out, 'wb') as file:
+            np.savez(file, path=np.array(names), feature=torch.cat([features for _, features in parts]).numpy())
     else:
-        raise InputError(
-            f'--checkpoint {args.checkpoint}: it has no answers and no vocabulary; give the vocabulary with '
-            '--text_encoder and the answers with --set answer_list=FILE'
-        )
-    texts = saved['texts'] if saved and own else read_answer_list(config['answer_list'])
-    answers = AnswerList(texts, tokenizer, config['eos'])
-    questions = [pre_question(question, TEST_WORDS) for question in args.question]
-    for question, words in zip(args.question, questions, strict=True):
-        if not words.strip():
-            raise InputError(f'--question {question!r}: there is no word in it')
-
-    device = distributed.choose_device(args.device)
-    model = create_model('vqa', config, tokenizer).eval()
-    load_vqa(model, state, args.checkpoint)
-    model.to(device)
-    image = eval_transform(config)(args.image)[None].to(device)
-    positions = config['bert_config'].get('max_position_embeddings', 512)
-    for question, words in zip(args.question, questions, strict=True):
-        text = tokenize_untruncated(tokenizer, [words], positions).to(device)
-        with autocast(device, config):
-            ids, probabilities = model.rank_answers(image, text, answers.tokens.to(device), config['k_test'])
-        print(question)
-        for number, probability in list(zip(ids[0].tolist(), probabilities[0].tolist(), strict=True))[:SHOWN]:
-            print(f'{100 * probability:7.2f} %  {answers.texts[number]}')
+        names = []
+        size = model.config['embed_dim']
+        schema = pyarrow.schema([('path', pyarrow.string()), ('feature', pyarrow.list_(pyarrow.float32(), size))])
+        with atomic_write(args.out, 'wb') as file, parquet.ParquetWriter(file, schema) as writer:
+            for some, features in encoded(model, args.images, paths, args.batch_size):
+                column = pyarrow.FixedSizeListArray.from_arrays(features.numpy().ravel(), size)
+                writer.write_table(pyarrow.table([some, column], schema=schema))
+                names += some
+    print(f'{args.out}: features of {len(names)} pictures, {model.config["embed_dim"]} numbers each')
 
 
-def saved_answers(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The answers in a checkpoint of VQA.py, as `AnswerList.state_dict` makes them; None if it has none."""
+def run_retrieve(args: argparse.Namespace) -> None:
+    """find the best pictures of a folder for each text"""
+    paths = pictures_in(args.images)
+    model = loaded(args)
+    texts = model.encode_text(args.text)
+    parts = list(encoded(model, args.images, paths, args.batch_size))
+    names = [name for some, _ in parts for name in some]
+    sims = texts @ torch.cat([features for _, features in parts]).t()  # [texts, pictures]
+    kind = 'ITM probability' if args.rerank else 'ITC cosine'
+    found = []
+    for text, sim in zip(args.text, sims, strict=True):
+        best = sim.argsort(descending=True, stable=True)[: args.rerank or args.top]
+        scores = sim[best]
+        if args.rerank:
+            candidates = [os.path.join(args.images, names[number]) for number in best.tolist()]
+            scores = model.match(candidates, text, args.batch_size)
+        order = scores.argsort(descending=True, stable=True)[: args.top]
+        found.append([(names[best[i]], float(scores[i])) for i in order.tolist()])
+        print(f'{text}\n' + '\n'.join(f'{score:10.4f}  {name}' for name, score in found[-1]))
+    write_found_page(args.out, args.text, found, args.images, kind)
+    print(f'{args.out}: the best {args.top} of {len(names)} pictures by {kind}')
+
+
+def run_match(args: argparse.Namespace) -> None:
+    """say how well texts fit pictures: cosine of ITC, probability of ITM"""
+    images, texts = paired(args.image, args.text)
+    model = loaded(args)
+    sims = (model.encode_image(images) * model.encode_text(texts)).sum(dim=1)
+    print('   ITC cosine   ITM probability')
+    for image, text, sim, probability in zip(images, texts, sims, model.match(images, texts), strict=True):
+        print(f'{sim:13.4f} {probability:17.4f}  {image}  {text}')
+
+
+def run_heatmap(args: argparse.Namespace) -> None:
+    """draw where the model finds each word of a text in a picture"""
+    out = args.out or f'{os.path.splitext(args.image)[0]}_heatmap.png'
+    if not out.endswith('.png'):
+        raise InputError(f'--out {out}: the name must end in .png')
+    maps = loaded(args).heatmap(args.image, args.text, args.layer)
+    draw_heatmaps(args.image, maps, out)
+    print(f'{out}: heat maps of {len(maps) - 1} words and of the whole text')
+
+
+def run_answer(args: argparse.Namespace) -> None:
+    """answer questions about a picture (a checkpoint of VQA.py)"""
+    model = loaded(args)
+    for question in args.question:
+        found = model.answer(args.image, question, SHOWN)
+        print(question + ''.join(f'\n{100 * probability:7.2f} %  {text}' for text, probability in found))
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """say whether a statement about two pictures is true (a checkpoint of NLVR.py)"""
+    model = loaded(args)
+    for statement in args.statement:
+        print(f'{100 * model.verify(*args.image, statement):7.2f} % true  {statement}')
+
+
+def loaded(args: argparse.Namespace) -> Predictor:
+    return load_model(args.checkpoint, args.config, args.text_encoder, args.device, args.set)
+
+
+def pictures_in(folder: str) -> list[str]:
+    """Sorted paths of all pictures under a folder, relative to it. InputError if there is none."""
+    summary = Summary(folder)
+    found = [path for path in files_under(folder, summary) if has_image_extension(path)]
+    for reason in summary.dropped:
+        print(f'left out: {reason}, the first: {summary.first[reason]}', file=sys.stderr)
+    if not found:
+        raise InputError(f'--images {folder}: there is no picture in it')
+    return found
+
+
+def encoded(model: Predictor, folder: str, names: list[str], batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
+    """(names, features [n, E]) of batches of pictures, with a progress bar; unreadable ones are named and left out."""
+    left_out = []
+    for some in progress_bar([*batches(names, batch_size)], f'batches of {batch_size} pictures'):
+        paths = [os.path.join(folder, name) for name in some]
+        try:
+            yield some, model.encode_image(paths, batch_size)
+        except BadImage:
+            faults = [fault_of(model, path) for path in paths]
+            left_out += filter(None, faults)
+            readable = [name for name, fault in zip(some, faults, strict=True) if not fault]
+            yield readable, model.encode_image([os.path.join(folder, name) for name in readable], batch_size)
+    for fault in left_out:
+        print(f'left out: {fault}', file=sys.stderr)
+    if len(left_out) == len(names):
+        raise InputError(f'--images {folder}: none of its {len(names)} pictures can be read')
+
+
+def fault_of(model: Predictor, path: str) -> str | None:
+    """Why a picture cannot be read, None if it can."""
     try:
-        saved = checkpoint['ranks'][0]['answers']
-        return saved if saved['texts'] and saved['tokenizer'] else None
-    except (KeyError, IndexError, TypeError):
-        return None
+        model.transform(path)
+    except BadImage as error:
+        return str(error)
+    return None
+
+
+def create_parser() -> Parser:
+    parser = Parser(description='Use a trained checkpoint.')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=run.__doc__.splitlines()[0])
+        command.set_defaults(run=run)
+        command.add_argument(
+            '--checkpoint',
+            default=EXAMPLE,
+            help='a checkpoint file, a folder of save_pretrained, or a hub name (default: examples/shapes_model)',
+        )
+        command.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
+        command.add_argument(
+            '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
+        )
+        command.add_argument(
+            '--set', action='append', default=[], metavar='KEY=VALUE', help='set a key of the configuration'
+        )
+        command.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
+        return command
+
+    def add_folder(
+        name: str, run: Callable[[argparse.Namespace], None], out: dict[str, Any]
+    ) -> argparse.ArgumentParser:
+        command = add(name, run)
+        command.add_argument('--images', required=True, metavar='FOLDER', help='the folder of the pictures')
+        command.add_argument('--batch_size', type=positive_int, default=BATCH_SIZE, help='(default %(default)s)')
+        command.add_argument('--out', **out)
+        return command
+
+    add_folder('features', run_features, {'required': True, 'help': 'the .parquet or .npz file to write'})
+    command = add_folder('retrieve', run_retrieve, {'default': 'found.html', 'help': 'the page (default %(default)s)'})
+    command.add_argument('--text', required=True, action='append', help='what to look for; may be repeated')
+    command.add_argument('--top', type=positive_int, default=10, help='pictures to show (default %(default)s)')
+    command.add_argument(
+        '--rerank',
+        type=int,
+        default=64,
+        help='of the best by ITC so many are re-ranked by ITM, 0 for none (default 64)',
+    )
+    command = add('match', run_match)
+    command.add_argument('--image', required=True, action='append', help='an image file; may be repeated')
+    command.add_argument('--text', required=True, action='append', help='a text for it, or for each image')
+    command = add('heatmap', run_heatmap)
+    command.add_argument('--image', required=True, help='the image file')
+    command.add_argument('--text', required=True, help='the text')
+    command.add_argument('--layer', type=positive_int, help='fusion layer (default: the third, or the last but one)')
+    command.add_argument('--out', help='the PNG file to write (default: IMAGE_heatmap.png beside the image)')
+    command = add('answer', run_answer)
+    command.add_argument('--image', required=True, help='the image file')
+    command.add_argument('--question', required=True, action='append', help='a question about it; may be repeated')
+    command = add('verify', run_verify)
+    command.add_argument('--image', required=True, nargs=2, metavar=('LEFT', 'RIGHT'), help='the two image files')
+    command.add_argument('--statement', required=True, action='append', help='a statement; may be repeated')
+    return parser
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    print(f'warning: {message}', file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    ask = commands.add_parser('answer', help='answer questions about one image')
-    ask.add_argument('--checkpoint', required=True, help='a checkpoint that VQA.py wrote')
-    ask.add_argument('--image', required=True, help='the image file')
-    ask.add_argument('--question', required=True, action='append', help='a question about the image; may be repeated')
-    ask.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
-    ask.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='set a key of the configuration')
-    ask.add_argument(
-        '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
-    )
-    ask.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
-    answer(parser.parse_args(argv))
+    args = create_parser().parse_args(argv)
+    if getattr(args, 'rerank', 0) < 0:
+        raise InputError(f'--rerank {args.rerank}: must be at least 0')
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        args.run(args)
 
 
 if __name__ == '__main__':

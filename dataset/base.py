@@ -15,7 +15,7 @@ from dataset.annotations import Annotations, load_annotations
 from dataset.images import BadImage
 from dataset.tokens import report_unknown
 from dataset.transforms import eval_transform, example_rng
-from models.tokenization_bert import fingerprint
+from models.tokenization_bert import fingerprint, pack_tokenizer
 from utils import distributed
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -62,6 +62,10 @@ class TrainingSet(TextDataset):
     def identity(self) -> dict[str, str]:
         """What a resumed run must find as it was: {train_file: rows and digest, vocabulary: tokens and digest}."""
         return {'train_file': self.table.fingerprint(), 'vocabulary': fingerprint(self.tokenizer)}
+
+    def packed_tokenizer(self) -> dict[str, Any]:
+        """The tokenizer as plain values, for checkpoints."""
+        return pack_tokenizer(self.tokenizer)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, requested = key

@@ -20,7 +20,6 @@ from dataset.image_roots import require_images
 from dataset.text import pre_question
 from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
-from models.tokenization_bert import pack_tokenizer
 from utils.errors import InputError, MissingFileError
 from utils.files import digest_of, read_json
 
@@ -183,17 +182,17 @@ def tokenize_answers(tokenizer, answers: Sequence[str], eos: str) -> Text:
 
 
 class AnswerList:
-    """The answers to choose from, as texts and as tokens, and their tokenizer.
+    """The answers to choose from, as texts and as tokens.
 
-    It is part of a checkpoint, so that a question can be answered with the checkpoint alone.
+    The texts are part of a checkpoint, so that a question can be answered with the checkpoint alone.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer, eos: str):
-        self.texts, self.tokenizer = list(texts), tokenizer
+        self.texts = list(texts)
         self.tokens = tokenize_answers(tokenizer, self.texts, eos)
 
     def state_dict(self) -> dict[str, Any]:
-        return {'texts': list(self.texts), 'tokenizer': pack_tokenizer(self.tokenizer)}
+        return {'texts': list(self.texts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The list is that of the configuration, which the identity of the run compares."""

@@ -1,5 +1,6 @@
 """The tokenizer of ALBEF and GRIT-VLP: BERT's WordPiece, but a text becomes `[CLS] X` without a final `[SEP]`."""
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -103,9 +104,21 @@ def first_sentence(error: Exception) -> str:
     return ' '.join(str(error).split()).split('. ')[0][:160] or type(error).__name__
 
 
+def word_of_tokens(tokenizer, text: str) -> list[int]:
+    """For every token of a text, the number of the word that it is of: words are separated by single spaces."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    return [text.count(' ', 0, start) for start, _ in encoding.offsets]
+
+
 def pack_tokenizer(tokenizer) -> dict[str, Any]:
-    """A tokenizer as plain values, for a checkpoint that is used without the files of its vocabulary."""
-    return {'json': tokenizer.backend_tokenizer.to_str(), 'special_tokens': dict(tokenizer.special_tokens_map)}
+    """A tokenizer as plain values, for a checkpoint that is used without the files of its vocabulary.
+
+    What it was last used for, padding and truncation, is not part of it.
+    """
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return {'json': backend.to_str(), 'special_tokens': dict(tokenizer.special_tokens_map)}
 
 
 def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:

@@ -39,10 +39,12 @@ WRAPPERS = re.compile(r'^((module|model|_orig_mod)\.)+')  # DataParallel, Lightn
 def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
     """Everything in a checkpoint file, on the CPU. InputError for a missing file, a damaged file, unsafe content.
 
-    option: the flag or key that names the file, for messages.
+    path: may be a folder that `save_pretrained` wrote. option: the flag or key that names it, for messages.
     """
     if os.path.isdir(path):
-        raise InputError(f'{option} {path}: it is a folder; give a file in it')
+        if not os.path.isfile(os.path.join(path, USABLE[0])):
+            raise InputError(f'{option} {path}: it is a folder; give a file in it')
+        path = os.path.join(path, USABLE[0])
     if not os.path.isfile(path):
         raise MissingFileError(f'{option} {path}: there is no such file')
     if fault := content_fault(path):

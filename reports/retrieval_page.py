@@ -61,11 +61,31 @@ def write_page(path: str, dataset: RetrievalEvalDataset, score_i2t: Tensor, scor
         parts.append(
             query(f'<div>{html.escape(dataset.texts[text])}</div>', f'<div class="images">{found}</div>{note}')
         )
+    write_html(path, f'Queries and their top {TOP}', 'Correct ones are green.', parts)
+
+
+def write_found_page(
+    path: str, texts: Sequence[str], found: Sequence[Sequence[tuple[str, float]]], folder: str, kind: str
+) -> None:
+    """Write the page of what was found in a folder of pictures, atomically.
+
+    found: for each text [(name of a picture, its score), ...], the best first. kind: of the scores, in words.
+    """
+    parts = []
+    for text, pictures in zip(texts, found, strict=True):
+        figures = ''.join(
+            f'<figure>{thumbnail(os.path.join(folder, name))}<br>{score_note(score)}</figure>'
+            for name, score in pictures
+        )
+        parts.append(query(f'<div>{html.escape(text)}</div>', f'<div class="images">{figures}</div>'))
+    write_html(path, 'Pictures for texts', f'The best first, with their {kind}.', parts)
+
+
+def write_html(path: str, title: str, note: str, parts: Sequence[str]) -> None:
+    """Write a page of parts, atomically."""
     page = (
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Retrieval</title>'
-        f'<style>{STYLE}</style><h1>Queries and their top {TOP}</h1><p>Correct ones are green.</p>'
-        + '\n'.join(parts)
-        + '</html>\n'
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<style>{STYLE}</style><h1>{title}</h1><p>{note}</p>' + '\n'.join(parts) + '</html>\n'
     )
     with atomic_write(path) as file:
         file.write(page)

@@ -51,6 +51,9 @@ class Numbers(TrainingSet):
     def identity(self):
         return {'train_file': f'{len(self)} numbers'}
 
+    def packed_tokenizer(self):
+        return {}
+
 
 class Counter:
     """An entry of `state`: counts steps, and `reset` sets it to 0."""

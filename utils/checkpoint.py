@@ -50,7 +50,8 @@ class RunParts:
 
     model: may be wrapped. config: resolved. state: {name: object with state_dict and load_state_dict}, each rank's own
     (sampler, queues, averages). identity: {name: words}, what a resumed run must have in common with this one besides
-    the configuration: the seed, digests of the vocabulary and the data.
+    the configuration: the seed, digests of the vocabulary and the data. tokenizer: as `pack_tokenizer` packs it, so
+    that the checkpoint can be used without the files of its vocabulary.
     """
 
     task: str
@@ -59,6 +60,7 @@ class RunParts:
     config: Mapping[str, Any]
     state: Mapping[str, Any]
     identity: Mapping[str, str]
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---- writing ----
@@ -84,6 +86,7 @@ def save_run(path: str | os.PathLike, parts: RunParts, status: Status, best: boo
             'position': [status.epoch, status.step],
             'task': parts.task,
             'identity': dict(parts.identity),
+            'tokenizer': dict(parts.tokenizer),
             'best': status.best,
             'records': status.records,
             'started': status.started,

@@ -37,6 +37,11 @@ from utils.files import read_json
 
 Config = dict[str, Any]
 RATES = ('optimizer.lr', 'schedular.lr')
+# What a prediction depends on, besides the weights.
+PREDICTION = (
+    *('image_res', 'vit', 'bert_config', 'vision_width', 'embed_dim', 'temp', 'rank_first_token_once'),
+    *('reduced_decode', 'precision', 'k_test', 'eos'),
+)
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> Config:
@@ -166,6 +171,14 @@ def model_settings(task: str, config: Mapping[str, Any]) -> Config:
     if task == 'retrieval':
         check_retrieval(settings)
     return settings
+
+
+def prediction_settings(task: str, config: Mapping[str, Any]) -> Config:
+    """The keys that a prediction depends on, defaults filled in; `config` may lack all others, and is not changed."""
+    model = model_settings(task, config)
+    keys = {name: KEYS[name] for name in PREDICTION if not KEYS[name].shapes_model}
+    others = _fill(task, {name: value for name, value in config.items() if name in keys}, keys, 'config', '')
+    return {name: value for name, value in (model | others).items() if name in PREDICTION and KEYS[name].read_by(task)}
 
 
 def _refuse_unknown(config: Mapping[str, Any], known: Mapping[str, Key], source: str, prefix: str) -> None:

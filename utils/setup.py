@@ -46,7 +46,7 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     config, unused = resolve(task, apply_overrides(read_yaml(args.config), args.set), args.config)
     if args.checkpoint and not os.path.exists(args.checkpoint):
         raise MissingFileError(f'--checkpoint {args.checkpoint}: there is no such file')
-    if os.path.isdir(args.checkpoint):
+    if os.path.isdir(args.checkpoint) and not os.path.isfile(os.path.join(args.checkpoint, 'model.safetensors')):
         raise InputError(f'--checkpoint {args.checkpoint} is a folder; give a file in it')
     device = distributed.init(args, config['collective_timeout'])
     seed_everything(args.seed)

@@ -225,16 +225,13 @@ def answer(checkpoint, image, question='what?', *flags):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (lambda content: content.pop('ranks'), 'it has no answers and no vocabulary; give'),
-        (lambda content: content.update(ranks=[]), 'it has no answers and no vocabulary; give'),
-        (lambda content: content['ranks'][0].pop('answers'), 'it has no answers and no vocabulary; give'),
-        (lambda content: content['ranks'][0]['answers'].pop('tokenizer'), 'it has no answers and no vocabulary; give'),
-        (lambda content: content['ranks'][0]['answers'].update(texts=[]), 'it has no answers and no vocabulary; give'),
-        (
-            lambda content: content['ranks'][0]['answers']['tokenizer'].update(json='{'),
-            'the tokenizer in the checkpoint cannot be read',
-        ),
-        (lambda content: content.update(config=None), 'it has no configuration; give one with --config'),
+        (lambda content: content.pop('ranks'), 'there is no list of answers to choose from'),
+        (lambda content: content.update(ranks=[]), 'there is no list of answers to choose from'),
+        (lambda content: content['ranks'][0].pop('answers'), 'there is no list of answers to choose from'),
+        (lambda content: content['ranks'][0]['answers'].update(texts=[]), 'there is no list of answers to choose from'),
+        (lambda content: content.pop('tokenizer'), 'it has no vocabulary; give that of its training'),
+        (lambda content: content['tokenizer'].update(json='{'), 'the tokenizer in the checkpoint cannot be read'),
+        (lambda content: content.update(config=None), 'it has no configuration; give that of its training'),
         (lambda content: content['config'].update(image_res=17), 'image_res 17 must be a multiple'),
         (nan_in(WEIGHT), NOT_FINITE),
     ],
@@ -248,7 +245,7 @@ def test_predict_names_what_a_checkpoint_lacks(shapes, vqa_run, tmp_path, change
 def test_predict_names_a_mistaken_question_image_or_checkpoint(shapes, vqa_run, tmp_path):
     checkpoint, image = vqa_run / 'checkpoint_01.pth', shapes / 'images' / 'test' / '00000.jpg'
     for question in ('', '  ', '?!'):
-        with pytest.raises(InputError, match='there is no word in it'):
+        with pytest.raises(InputError, match='has no word in it'):
             answer(checkpoint, image, question)
     for path in ('nowhere.jpg', shapes, shapes / 'vocab' / 'vocab.txt'):
         with pytest.raises(InputError, match=f"cannot read the image '{path}'"):

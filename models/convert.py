@@ -1,0 +1,107 @@
+"""Convert a checkpoint: to a folder with safetensors that can be shared, or to a file in ALBEF's or GRIT-VLP's layout.
+
+    python -m models.convert output/Pretrain/checkpoint_19.pth my_model                 # a folder: load_model, the hub
+    python -m models.convert my_model albef.pth                                         # for ALBEF's own scripts
+    python -m models.convert my_model grit.pth --layout grit                            # for GRIT-VLP's
+    python -m models.convert ALBEF_4M.pth albef_4m --config configs/Pretrain.yaml --text_encoder bert-base-uncased
+
+The names and shapes of the weights are the same everywhere. ALBEF's scripts also look for momentum copies and a queue,
+which pre-training with GRIT-VLP does not have: the copies are those of the weights, the queue is that of a new run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.pretrained import FILE_NAME, Pretrained, build, read_pretrained, save_pretrained
+from models.tokenization_bert import pack_tokenizer
+from utils.arguments import Parser, positive_int
+from utils.entry import run_main
+from utils.errors import InputError
+from utils.files import atomic_write
+
+QUEUE_SIZE = 65536  # of ALBEF's pre-training
+# The parts of which ALBEF has momentum copies, by task; those of pre-training and retrieval also fill a queue.
+WITH_QUEUE = ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')
+COPIED = {
+    'pretrain': WITH_QUEUE,
+    'retrieval': WITH_QUEUE,
+    'nlvr_pretrain': (),
+    'nlvr': ('visual_encoder', 'text_encoder', 'cls_head'),
+    'vqa': ('visual_encoder', 'text_encoder', 'text_decoder'),
+}
+
+
+def albef_state(pretrained: Pretrained, queue_size: int = QUEUE_SIZE) -> dict[str, Tensor]:
+    """The weights as ALBEF's scripts write them: with momentum copies, and with the queue of a new run.
+
+    The queue has random normalized features [E, Q], as ALBEF's begins; in retrieval its images are nobody's (-100).
+    """
+    state = dict(pretrained.state)
+    parts = COPIED[pretrained.task]
+    for key, value in pretrained.state.items():
+        part, _, rest = key.partition('.')
+        if part in parts:
+            state[f'{part}_m.{rest}'] = value.clone()
+    if parts is WITH_QUEUE:
+        generator = torch.Generator().manual_seed(0)
+        for name in ('image_queue', 'text_queue'):
+            noise = torch.randn(pretrained.config['embed_dim'], queue_size, generator=generator)
+            state[name] = F.normalize(noise, dim=0)
+        state['queue_ptr'] = torch.zeros(1, dtype=torch.int64)
+    if pretrained.task == 'retrieval':
+        state['idx_queue'] = torch.full((1, queue_size), -100)
+    return state
+
+
+def write_file(pretrained: Pretrained, path: str, layout: str, queue_size: int = QUEUE_SIZE) -> None:
+    """Write a checkpoint file that torch.load reads, in the layout albef or grit, with all that predictions need."""
+    content: dict[str, Any] = {
+        'model': albef_state(pretrained, queue_size) if layout == 'albef' else dict(pretrained.state),
+        'config': dict(pretrained.config),
+        'epoch': 0,
+        'task': pretrained.task,
+        'tokenizer': pack_tokenizer(pretrained.tokenizer),
+        'answers': list(pretrained.answers),
+    }
+    with atomic_write(path, 'wb') as file:
+        torch.save(content, file)
+
+
+def create_parser() -> Parser:
+    parser = Parser(prog='python -m models.convert', description='Convert a checkpoint.')
+    parser.add_argument('source', help='a checkpoint file of any task, a folder of save_pretrained, or a hub name')
+    parser.add_argument('target', help='a new folder, or a file NAME.pth')
+    parser.add_argument(
+        '--layout', choices=('albef', 'grit'), default='albef', help='of a file NAME.pth (default: %(default)s)'
+    )
+    parser.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
+    parser.add_argument(
+        '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
+    )
+    parser.add_argument(
+        '--queue_size', type=positive_int, default=QUEUE_SIZE, help="of ALBEF's queue (default %(default)s)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = create_parser().parse_args(argv)
+    is_file = args.target.endswith('.pth')
+    if not is_file and FILE_NAME.search(args.target):
+        raise InputError(f'{args.target}: give the name of a folder, or of a file that ends in .pth')
+    pretrained = read_pretrained(args.source, args.config, args.text_encoder)
+    build(pretrained)  # all weights are there, and fit the configuration
+    if is_file:
+        write_file(pretrained, args.target, args.layout, args.queue_size)
+    else:
+        save_pretrained(pretrained, args.target)
+    words = f"a file in {'ALBEF' if args.layout == 'albef' else 'GRIT-VLP'}'s layout" if is_file else 'a folder'
+    print(f'{args.target}: {words}, task {pretrained.task}, {len(pretrained.state)} tensors')
+
+
+if __name__ == '__main__':
+    run_main(main)
