@@ -129,7 +129,7 @@ def pretrain_and_retrieve(seconds: float) -> dict[str, Any]:
     masked = ['-m', 'reports.masked_words', str(pretrain), '--annotations', str(DATA / 'retrieval_test.json')]
     masked += ['--words', str(DATA / 'word_kinds.json'), '--image_root', str(DATA), '--limit', '200']
     grid = ['-m', 'reports.batch_grid', str(pretrain), '--out', str(OUTPUT / 'hard_batches.png')]
-    curves = ['-m', 'reports.curves', str(pretrain), '--evaluations', *map(str, folders)]
+    curves = ['-m', 'evaluation', 'plot', str(pretrain), '--evaluations', *map(str, folders)]
     seconds += step(
         'Masked words of unseen scenes, pictures of mini-batches and of curves',
         [*masked, '--out', str(words), *common],

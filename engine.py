@@ -58,6 +58,7 @@ from utils.checkpoint import (
 from utils.config_files import write_yaml
 from utils.errors import InputError
 from utils.log import Averages, Progress, print_rank0, set_aside, write_log
+from utils.reporting import Report
 
 
 def find_checkpoint(task: str, args: argparse.Namespace) -> str | None:
@@ -114,8 +115,12 @@ class TrainingRun:
         self.is_finite = torch.tensor(True, device=device)  # [], whether the last gradient was
         self.guard = finite.StepGuard(config['on_nonfinite'], dataset.source, device)
         self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
+        self.report = Report(config, self.folder, self.steps)
+        if self.report.name != 'none':
+            self.state['report'] = self.report
         identity = {'seed': str(args.seed), **dataset.identity(), **(identity or {})}
-        self.parts = RunParts(task, model, self.optimizer, config, self.state, identity)
+        tokenizer = dataset.packed_tokenizer()
+        self.parts = RunParts(task, model, self.optimizer, config, self.state, identity, tokenizer)
         self.status = Status()
         print_rank0(f'{len(dataset)} {self.unit} to train on, {self.steps} steps per epoch')
         report_unknown_tokens(dataset, 'train_file')
@@ -150,13 +155,17 @@ class TrainingRun:
         if distributed.is_main():
             write_yaml(self.config, f'{self.folder}/config.yaml')
         write_log(self.folder, self.status.records)
+        self.report.begin(self.status)
 
     def epochs(self) -> Iterator[int]:
         """The epochs from the run's position on."""
-        for epoch in range(self.epoch, self.num_epochs):
-            self.started, self.completed, self.planned_order = time.perf_counter(), False, self.plan.order
-            yield epoch
-            assert self.epoch == epoch + 1, 'the epoch was left without end_epoch'
+        try:
+            for epoch in range(self.epoch, self.num_epochs):
+                self.started, self.completed, self.planned_order = time.perf_counter(), False, self.plan.order
+                yield epoch
+                assert self.epoch == epoch + 1, 'the epoch was left without end_epoch'
+        finally:  # also if the loop's body fails, or a signal stops it
+            self.report.close(complete=self.epoch >= self.num_epochs)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The batches of the epoch from the run's position on, on the device.
@@ -176,7 +185,9 @@ class TrainingRun:
             self.guard.check(now=progress.due(step))
             self.bad_images.record(batch['bad'])
             if progress.due(step):
-                progress.report(step, lr=self.learning_rate(), **self.averages.recent())
+                recent = {'lr': self.learning_rate(), **self.averages.recent()}
+                progress.report(step, **recent)
+                self.report.step(step, recent)
             self._save_inside_epoch(step + 1)
         progress.close()
         self.status.step, self.completed = self.steps, True
@@ -233,6 +244,7 @@ class TrainingRun:
                 part.reset()
         self.bad_images.write()
         self.status = complete_epoch(self.folder, self.parts, self.status, record, metric)
+        self.report.epoch(record)
         trained = {name: value for name, value in record.items() if not name.startswith(('val_', 'test_'))}
         print_rank0('  '.join(f'{name} {value:.6g}' for name, value in trained.items()))
         print_rank0(f'epoch {record["epoch"]} took {self.seconds():.1f} s')

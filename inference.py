@@ -283,6 +283,7 @@ def checked(image: Source) -> Source:
                 f'an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] (RGB) or '
                 '[H, W] (gray)'
             )
+        image = image if image.flags.writeable else image.copy()  # torch would warn
         return Image.fromarray(image) if image.ndim == 2 else image
     if not isinstance(image, str | os.PathLike | Image.Image):
         raise InputError(f'{type(image).__name__} is no image; give a path, a Pillow image or an array')

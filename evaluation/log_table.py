@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError, MissingFileError
+from utils.reporting import flatten
 
 # The epoch to show is the best one by the metric that chooses the task's best checkpoint; without validation the last.
 CHOSEN_BY = ('val_r_mean', 'val_acc', 'val_overall')
@@ -51,7 +52,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             raise InputError(f'{path}, line {number}: not a JSON object')
         entries.append(entry)
     if not entries:
-        raise InputError(f'{path} is empty: no epoch was finished yet')
+        raise InputError(f'{path} is empty: no epoch is finished yet; try again after the first')
     return entries
 
 
@@ -67,18 +68,7 @@ def best_entry(entries: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str
 def _key_metrics(entries: list[Mapping[str, Any]]) -> dict[str, Any]:
     entry, chosen_by = best_entry(entries)
     metrics = {'chosen by': chosen_by, 'epoch': entry.get('epoch')}
-    return metrics | {key: value for key, value in _flat(entry).items() if _position(key) < len(SHOWN)}
-
-
-def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested metrics by dotted keys: {'val_perAnswerType': {'number': 1}} -> {'val_perAnswerType.number': 1}."""
-    flat = {}
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            flat.update({f'{key}.{inner}': metric for inner, metric in _flat(value).items()})
-        else:
-            flat[key] = value
-    return flat
+    return metrics | {key: value for key, value in flatten(entry).items() if _position(key) < len(SHOWN)}
 
 
 def _position(key: str) -> int:

@@ -238,10 +238,18 @@ KEYS = {
     ),
     # evaluation
     'k_test': Key('candidates that are re-ranked (retrieval: 0 = ITC only)', count0, 128, (RETRIEVAL, VQA)),
+    'eccv_caption': Key(
+        'also ECCV-Caption and CxC of the test split; needs the package eccv-caption', boolean, False, (RETRIEVAL,)
+    ),
     'keep_embeds': Key('where image tokens wait for re-ranking', one_of('device', 'cpu'), 'device', (RETRIEVAL,)),
     'collective_timeout': Key('minutes that a process waits for the others before it gives up', minutes, 30),
     # output
     'print_freq': Key('steps between two lines of progress', count, 50),
+    'report_to': Key(
+        'training metrics, besides log.txt, to tensorboard (folder tensorboard in output_dir) or wandb',
+        one_of('none', 'tensorboard', 'wandb'),
+        'none',
+    ),
     'save_every': Key('steps between two checkpoints inside an epoch', optional(count), None),
     'keep_checkpoints': Key('newest epoch checkpoints to keep (default: all)', optional(count), None),
 }

@@ -19,6 +19,7 @@ from utils.errors import InputError, MissingFileError
 from utils.interrupts import handle_signals
 from utils.log import append_log, print_rank0
 from utils.ownership import own_folder, release_folder
+from utils.reporting import require_package
 from utils.seeding import seed_everything
 
 
@@ -49,6 +50,8 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     if os.path.isdir(args.checkpoint) and not os.path.isfile(os.path.join(args.checkpoint, 'model.safetensors')):
         raise InputError(f'--checkpoint {args.checkpoint} is a folder; give a file in it')
     device = distributed.init(args, config['collective_timeout'])
+    if not args.evaluate:
+        distributed.main_first(functools.partial(require_package, config['report_to']))
     seed_everything(args.seed)
     if device.type == 'cuda':  # the default of torch 1.8, with which the official results were made on A100s
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -1,7 +1,7 @@
 """A picture of training curves: one run, or several to compare.
 
-    python -m reports.curves OUTPUT_DIR [OUTPUT_DIR ...] --out curves.png
-    python -m reports.curves output/Pretrain --evaluations output/zero_shot --out curves.png
+    python -m evaluation plot OUTPUT_DIR [OUTPUT_DIR ...] --out curves.png
+    python -m evaluation plot output/Pretrain --evaluations output/zero_shot --out curves.png
 
 It reads the log.txt of each run; the five scripts share one table of panels. The log of a pre-training run has no
 recall: it comes from `Retrieval.py --evaluate` on the run's checkpoints, whose records name the checkpoint.
@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.arguments import Parser
-from utils.entry import run_main
+from evaluation.log_table import read_log
 from utils.errors import InputError
 from utils.files import atomic_write
 
@@ -28,7 +27,7 @@ WIDTH, DPI = 1600, 150  # pixels
 INK, GREY, PALE = '#222226', '#8c8c94', '#ebebee'
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7a4ea3', '#8c564b')  # one per run
 AROUND = 0.03  # what a panel shows at least above and below its level, so that noise does not look like a trend
-MANY = 40  # epochs; a curve of more has no markers
+MANY = 25  # markers from left to right; a curve whose points are closer has none
 
 
 class Panel(NamedTuple):
@@ -133,14 +132,19 @@ def _draw_keys(axes: 'Axes', keys: Mapping[str, str], styles: Sequence[str], run
     from matplotlib.lines import Line2D
 
     legend = {}
+    epochs = [record['epoch'] for run in runs.values() for record in run]
+    nearest = (max(epochs) - min(epochs)) / MANY
     for (key, words), style in zip(keys.items(), styles, strict=False):
         for (name, run), color in zip(runs.items(), COLORS, strict=False):
             points = _points(run, key)
             if points:
-                marker = 'o' if len(points) <= MANY else ''
-                look = {'color': color, 'linestyle': style, 'linewidth': 1.6, 'marker': marker, 'markersize': 3}
-                axes.plot(*zip(*points, strict=True), label=f'{name} {key}', **look)
-                legend[words] = Line2D([], [], color=INK, linestyle=style, linewidth=1.4)
+                distance = (points[-1][0] - points[0][0]) / max(1, len(points) - 1)
+                marker = 'o' if len(points) == 1 or distance >= nearest else ''
+                look = {'linestyle': style, 'marker': marker, 'markersize': 3.5}
+                face = {} if style == '-' else {'markerfacecolor': 'white'}  # single points have no line
+                label = f'{name} {key}'
+                axes.plot(*zip(*points, strict=True), color=color, linewidth=1.6, label=label, **look, **face)
+                legend[words] = Line2D([], [], color=INK, linewidth=1.4, **look, **face)
     return legend
 
 
@@ -160,8 +164,6 @@ def read_runs(folders: Sequence[str], evaluations: Sequence[str] = ()) -> dict[s
     evaluations: folders of `Retrieval.py --evaluate` on checkpoints of these runs. The record of an evaluation is added
     to that of the epoch after which its checkpoint was written. A run's name is that of its folder if no other has it.
     """
-    from evaluation.log_table import read_log
-
     if len({*map(_resolved, folders)}) < len(folders):
         raise InputError('an output folder is given twice; give each run once')
     if len(folders) > len(COLORS):
@@ -233,21 +235,12 @@ def _folder_of(checkpoint: Path, folders: Sequence[str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog='python -m reports.curves', description='Draw the training curves of one or several runs.')
-    parser.add_argument('output_dir', nargs='+', help='a folder with the log.txt of a run')
-    parser.add_argument('--out', default='curves.png', help='the PNG file to write')
-    help_evaluations = 'output folders of Retrieval.py --evaluate on checkpoints of these runs: adds their recall'
-    parser.add_argument('--evaluations', nargs='+', default=[], metavar='FOLDER', help=help_evaluations)
-    args = parser.parse_args(argv)
-    if not args.out.endswith('.png'):
-        raise InputError(f'--out {args.out}: the name must end in .png')
-    runs = read_runs(args.output_dir, args.evaluations)
+def plot_runs(folders: Sequence[str], out: str, evaluations: Sequence[str] = ()) -> None:
+    """Draw the curves of runs, by their output folders, and write them to `out`, a PNG file; see `read_runs`."""
+    if not out.endswith('.png'):
+        raise InputError(f'--out {out}: the name must end in .png')
+    runs = read_runs(folders, evaluations)
     figure = draw_curves(runs)
-    with atomic_write(args.out, 'wb') as file:
+    with atomic_write(out, 'wb') as file:
         figure.savefig(file, format='png')
-    print(f'{args.out}: training curves of {", ".join(runs)}')
-
-
-if __name__ == '__main__':
-    run_main(main)
+    print(f'{out}: training curves of {", ".join(runs)}')

@@ -2,16 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from reports import curves
-from reports.curves import COLORS, draw_curves, read_runs
+import evaluation
+from evaluation import retrieval, vqa
+from evaluation.__main__ import main
+from evaluation.curves import COLORS, draw_curves, read_runs
 from tests.helpers import read_log
+from tests.processes import run_python
 from utils.errors import InputError
 
 
@@ -45,7 +46,7 @@ def axes_of(figure, title):
 
 def test_the_curves_of_a_real_run(pretrained, tmp_path, capsys):
     out = tmp_path / 'new' / 'curves.png'
-    curves.main([str(pretrained.parent), '--out', str(out)])
+    main(['plot', str(pretrained.parent), '--out', str(out)])
     with Image.open(out) as picture:
         assert picture.format == 'PNG' and picture.width == 1600
         assert picture.convert('RGB').getpixel((0, 0)) == (255, 255, 255) and len(picture.getcolors(1 << 24)) > 50
@@ -115,6 +116,23 @@ def test_itm_accuracy_beside_its_level_and_beta():
     assert words == ['always "no match"', 'beta (right axis)']
 
 
+def test_markers_tell_single_points_apart_and_never_crowd():
+    def records(epochs):
+        return [{'epoch': epoch, 'train_sim_neighbour': 0.5, 'train_sim_random': 0.1} for epoch in epochs]
+
+    def markers(**runs):
+        lines = lines_of(draw_curves(runs))['Similarity of examples']
+        return {label.split()[0]: line.get_marker() for label, line in lines.items()}
+
+    lines = lines_of(draw_curves({'one': records([0])}))['Similarity of examples']
+    assert [line.get_markerfacecolor() for line in lines.values()] == [COLORS[0], 'white']
+    assert [line.get_marker() for line in lines.values()] == ['o', 'o']
+    assert markers(short=records(range(20))) == {'short': 'o'}
+    assert markers(short=records(range(20)), long=records(range(60)), sparse=records([3, 30, 59])) == {
+        'short': '', 'long': '', 'sparse': 'o',
+    }  # fmt: skip
+
+
 def test_recall_of_evaluated_checkpoints(tmp_path, capsys):
     records = [{'epoch': epoch, 'train_loss_itc': 2.0} for epoch in range(3)]
     grit, random = write_log(tmp_path / 'grit', *records), write_log(tmp_path / 'random', *records)
@@ -132,7 +150,7 @@ def test_recall_of_evaluated_checkpoints(tmp_path, capsys):
         {'test_r_mean': 8.0},
     )
     moved = write_log(tmp_path / 'second', evaluation('/elsewhere/random/checkpoint_02.pth', 6.0))
-    curves.main([grit, random, '--out', f'{tmp_path}/curves.png', '--evaluations', first, moved])
+    main(['plot', grit, random, '--out', f'{tmp_path}/curves.png', '--evaluations', first, moved])
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == [
         f'left out {first}/log.txt, line 5: {grit}/checkpoint_best.pth is no checkpoint_XX.pth of the runs',
@@ -181,14 +199,21 @@ def test_a_log_without_curves_is_named(tmp_path, records, message):
     if records is not None:
         write_log(tmp_path / 'run', *records)
     with pytest.raises(InputError, match=message):
-        curves.main([str(tmp_path / 'run'), '--out', str(tmp_path / 'curves.png')])
+        main(['plot', str(tmp_path / 'run'), '--out', str(tmp_path / 'curves.png')])
+    assert not (tmp_path / 'curves.png').exists()
+
+
+def test_a_run_in_its_first_epoch_is_named(tmp_path):
+    done, new = write_log(tmp_path / 'done', {'epoch': 0, 'train_loss': 1.0}), write_log(tmp_path / 'new')
+    with pytest.raises(InputError, match=f'^{new}/log.txt is empty: no epoch is finished yet; try again after the fi'):
+        main(['plot', done, new, '--out', f'{tmp_path}/curves.png'])
     assert not (tmp_path / 'curves.png').exists()
 
 
 def test_wrong_arguments_are_named(tmp_path):
     run = write_log(tmp_path / 'run', {'epoch': 0, 'train_loss': 1.0})
     with pytest.raises(InputError, match=r'--out curves.pdf: the name must end in .png'):
-        curves.main([run, '--out', 'curves.pdf'])
+        main(['plot', run, '--out', 'curves.pdf'])
     with pytest.raises(InputError, match='given twice'):
         read_runs([run, f'{run}/'])
     with pytest.raises(InputError, match=f'9 runs are too many for one picture; give at most {len(COLORS)}'):
@@ -198,5 +223,12 @@ def test_wrong_arguments_are_named(tmp_path):
 
 
 def test_help_waits_for_neither_matplotlib_nor_torch():
-    code = 'import sys, reports.curves; sys.exit(bool({"matplotlib", "torch"} & {*sys.modules}))'
-    assert subprocess.run([sys.executable, '-c', code], cwd=Path(curves.__file__).parent.parent).returncode == 0
+    code = 'import sys, evaluation.__main__; sys.exit(bool({"matplotlib", "torch", "numpy"} & {*sys.modules}))'
+    assert run_python(['-c', code]) == (0, '', '')
+
+
+def test_the_package_has_the_metrics_and_nothing_else():
+    assert evaluation.retrieval_recall is retrieval.retrieval_recall
+    assert evaluation.vqa_accuracy is vqa.vqa_accuracy
+    with pytest.raises(ImportError, match="cannot import name 'recall' from 'evaluation'"):
+        from evaluation import recall  # noqa: F401
