@@ -23,6 +23,7 @@ from dataset.retrieval_dataset import TEXTS_PER_BATCH, RetrievalEvalDataset, Ret
 from dataset.samplers import ShardBatches
 from engine import TrainingRun, find_checkpoint
 from evaluation import retrieval_recall
+from evaluation.eccv import check_eccv, eccv_lines, eccv_metrics
 from models import create_model
 from models.rerank import score_split
 from models.tokenization_bert import create_tokenizer
@@ -78,10 +79,12 @@ def evaluate(model, splits, config, device, page=None):
         require_finite(name, *scores)
         if distributed.is_main():
             truth = dataset.txt2img, dataset.img2txt
-            reranked = retrieval_recall(scores.i2t, scores.t2i, *truth)
-            itc = retrieval_recall(scores.sim_i2t, scores.sim_i2t.t(), *truth)
-            result |= {f'{name}_{key}': value for key, value in reranked.items()}
-            result |= {f'{name}_itc_{key}': value for key, value in itc.items()}
+            rankings = {name: (scores.i2t, scores.t2i), f'{name}_itc': (scores.sim_i2t, scores.sim_i2t.t())}
+            for prefix, ranking in rankings.items():
+                values = retrieval_recall(*ranking, *truth)
+                if config['eccv_caption'] and name == 'test':
+                    values |= eccv_metrics(*ranking, *dataset.coco_ids())
+                result |= {f'{prefix}_{key}': value for key, value in values.items()}
             if page and name == list(splits)[-1]:
                 write_page(page, dataset, scores.i2t, scores.t2i)
                 print_rank0(f'{page}: pictures of queries and their top five')
@@ -100,6 +103,7 @@ def recall_table(result, splits, k):
         rankings = {'ITC only': f'{name}_itc'} | ({f'top {k} re-ranked': name} if k else {})
         for ranking, prefix in rankings.items():
             lines.append(f'{f"{name}, {ranking}":24}' + ''.join(f'{result[f"{prefix}_{key}"]:8.2f}' for key in columns))
+        lines += eccv_lines(result, {f'{name}, {ranking}': prefix for ranking, prefix in rankings.items()})
     return '\n'.join(lines)
 
 
@@ -132,6 +136,8 @@ def check_arguments(args, config):
         raise InputError(f'--page {args.page}: needs --evaluate and the name of a file')
     if args.evaluate and not (config['val_file'] or config['test_file']):
         raise InputError('--evaluate: the configuration has neither val_file nor test_file')
+    if config['eccv_caption'] and not config['test_file']:
+        raise InputError('eccv_caption: it evaluates test_file, which is missing; give it, or set eccv_caption: false')
     if not args.evaluate and not config[f'{args.select_on}_file']:
         other = {'val': 'test', 'test': 'val'}[args.select_on]
         raise InputError(
@@ -158,6 +164,8 @@ def main(argv=None):
     tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
     make = partial(RetrievalEvalDataset, config, tokenizer=tokenizer)
     splits = evaluation_splits(config, make, config['batch_size_test'], device)
+    if config['eccv_caption']:
+        check_eccv(*splits['test'][0].coco_ids())
 
     resume_from = find_checkpoint('retrieval', args)
     if args.evaluate:

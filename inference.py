@@ -15,19 +15,17 @@ Legend: n images, m texts, E embedding, H, W height and width of a picture in pi
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from dataset.images import open_image
 from dataset.nlvr_dataset import StatementTokenizer
 from dataset.retrieval_dataset import MAX_TOKENS, MAX_WORDS
+from dataset.sources import Sources, Words, batches, checked, distinct, listed, paired, refuse_empty, size_of
 from dataset.text import pre_caption, pre_question
 from dataset.tokens import UNKNOWN_SHARE, Text, tokenize, tokenize_untruncated
 from dataset.transforms import Source, eval_transform
@@ -40,8 +38,6 @@ from utils import distributed
 from utils.errors import InputError
 from utils.setup import autocast
 
-Sources = Source | Sequence[Source]
-Words = str | Sequence[str]
 BATCH_SIZE = 64
 TASK_WORDS = {
     'pretrain': 'pre-training',
@@ -114,9 +110,13 @@ class Predictor:
         """Cosines of the features of n images and m texts, as ITC ranks them: [n, m]."""
         return self.encode_image(images, batch_size) @ self.encode_text(texts, batch_size).t()
 
-    @torch.no_grad()
     def match(self, images: Sources, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
         """ITM's probability that text i describes image i: [n]. One image, or one text, is paired with all others."""
+        return self.match_logit(images, texts, batch_size).sigmoid()
+
+    @torch.no_grad()
+    def match_logit(self, images: Sources, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
+        """The logit of that probability, which orders also what is certain: [n]."""
         self._require('match', 'pretrain', 'retrieval')
         images, texts = paired(listed(images), listed(texts))
         pairs = zip(batches(images, batch_size), batches(texts, batch_size), strict=True)
@@ -240,65 +240,19 @@ class Predictor:
             return *self.model.encode_text(text.input_ids, text.attention_mask), text.attention_mask
 
     def _match(self, images: Sequence[Source], texts: Sequence[str]) -> Tensor:
-        """ITM's probability of "match" of n pairs; if all have the same image or text, it is encoded once."""
-        pixels, words = ([some[0]] if all(one is some[0] for one in some) else some for some in (images, texts))
+        """The logits of "match" against "no match" of n pairs. What is there several times is encoded once."""
+        (pixels, image_of), (words, text_of) = distinct(images), distinct(texts)
         image_embeds, _ = self._encode_pixels(pixels)
         hidden, _, mask = self._encode_words(words)
-        hidden, mask = hidden.expand(len(texts), -1, -1), mask.expand(len(texts), -1)
+        rows = {'hidden': hidden[text_of], 'attention_mask': mask[text_of], 'first_only': True}
+        index = None if len(pixels) == 1 else torch.tensor(image_of, device=self.device)
         encoder = self.model.text_encoder
         with autocast(self.device, self.config):
             memory = encoder.project(image_embeds)
-            fused = encoder(mode='fusion', hidden=hidden, attention_mask=mask, memory=memory, first_only=True)
-            return self.model.itm_head(fused[:, 0]).float().softmax(dim=1)[:, 1]
+            fused = encoder(mode='fusion', memory=memory, memory_index=index, **rows)
+            logits = self.model.itm_head(fused[:, 0]).float()
+        return logits[:, 1] - logits[:, 0]
 
     def _join(self, parts: Iterable[Tensor]) -> Tensor:
         """Features of batches on the CPU: [n, E], also of none."""
         return torch.cat([torch.empty(0, self.config['embed_dim']), *(part.cpu() for part in parts)])
-
-
-def listed(values: Sources | Words) -> list:
-    """One image or text, or several -> a list."""
-    if isinstance(values, str | os.PathLike | Image.Image) or isinstance(values, np.ndarray) and values.ndim < 4:
-        return [values]
-    return list(values)
-
-
-def paired(images: list, texts: list) -> tuple[list, list]:
-    """Images and texts of the same number; one of a kind is repeated. InputError if they do not fit."""
-    if len(images) != len(texts) and 1 not in (len(images), len(texts)):
-        raise InputError(f'{len(images)} images and {len(texts)} texts are no pairs; give as many, or one of a kind')
-    count = max(len(images), len(texts)) if images and texts else 0
-    return images * (count // max(1, len(images))), texts * (count // max(1, len(texts)))
-
-
-def batches(values: list, size: int) -> Iterator[list]:
-    return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def checked(image: Source) -> Source:
-    """An image as the transform takes it. InputError if it is none."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
-            raise InputError(
-                f'an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] (RGB) or '
-                '[H, W] (gray)'
-            )
-        image = image if image.flags.writeable else image.copy()  # torch would warn
-        return Image.fromarray(image) if image.ndim == 2 else image
-    if not isinstance(image, str | os.PathLike | Image.Image):
-        raise InputError(f'{type(image).__name__} is no image; give a path, a Pillow image or an array')
-    return image
-
-
-def size_of(image: Source) -> tuple[int, int]:
-    """(width, height) in pixels."""
-    if isinstance(image, np.ndarray):
-        return image.shape[1], image.shape[0]
-    return image.size if isinstance(image, Image.Image) else open_image(image).size
-
-
-def refuse_empty(texts: Sequence[str], cleaned: Sequence[str]) -> None:
-    """InputError for a text without a word."""
-    for text, words in zip(texts, cleaned, strict=True):
-        if not words.strip():
-            raise InputError(f'the text {text!r} has no word in it')

@@ -11,8 +11,8 @@
     python predict.py answer --checkpoint output/vqa/checkpoint_07.pth --image a.jpg --question "what color is the cat?"
     python predict.py verify --checkpoint output/NLVR/checkpoint_best.pth --image a.jpg b.jpg --statement "both are red"
 
-Without --checkpoint the commands use the small weights of the synthetic dataset in examples/shapes_model. Configuration,
-answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
+Without --checkpoint the commands use the small weights of the synthetic dataset in examples/shapes_model.
+Configuration, answers and vocabulary are the checkpoint's own, unless --config or --text_encoder name others.
 """
 
 import signal
@@ -37,7 +37,8 @@ from torch import Tensor
 from dataset.images import BadImage
 from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import files_under, has_image_extension
-from inference import BATCH_SIZE, Predictor, batches, load_model, paired
+from dataset.sources import batches, paired
+from inference import BATCH_SIZE, Predictor, load_model
 from reports.heatmaps import draw_heatmaps
 from reports.retrieval_page import write_found_page
 from utils.arguments import Parser, positive_int

@@ -16,6 +16,7 @@ from dataset.image_roots import require_images
 from dataset.text import pre_caption
 from dataset.tokens import Text, tokenize, tokenize_untruncated
 from dataset.transforms import train_transform
+from utils.errors import InputError
 from utils.log import print_rank0
 
 MAX_WORDS = 30
@@ -65,7 +66,8 @@ class RetrievalTrainDataset(TrainingSet):
 
 
 class RetrievalEvalDataset(EvalSet):
-    """Rows {image, caption: [str, ...]}: the images of a split, in order, and the texts to be found for them.
+    """Rows {image, caption: [str, ...]}: the images of a split, in order, and the texts to be found for them. Rows may
+    have COCO's ids, {image_id, caption_ids: [int, ...]}.
 
     Rows of the same image are one image with all their captions, where the first of them is.
     rows: [NI], the first row of each image. texts: [NT] cleaned captions, image after image. txt2img: {text: its
@@ -80,14 +82,15 @@ class RetrievalEvalDataset(EvalSet):
         rows_of: dict[str, list[int]] = {}
         for row, path in enumerate(self.table.column('image')):
             rows_of.setdefault(os.path.normpath(os.path.join(self.root, path)), []).append(row)
-        self.rows = [rows[0] for rows in rows_of.values()]
+        self.rows_of = list(rows_of.values())
+        self.rows = [rows[0] for rows in self.rows_of]
         if len(self) < len(self.table):
             print_rank0(f'{split}_file: {len(self.table)} rows name {len(self)} images; those of one image are merged')
         captions_of = self.table.column('caption')
         self.texts: list[str] = []
         self.txt2img: dict[int, int] = {}
         self.img2txt: dict[int, list[int]] = {}
-        for image, rows in enumerate(rows_of.values()):
+        for image, rows in enumerate(self.rows_of):
             captions = [caption for row in rows for caption in captions_of[row]]
             self.img2txt[image] = list(range(len(self.texts), len(self.texts) + len(captions)))
             self.txt2img |= dict.fromkeys(self.img2txt[image], image)
@@ -109,6 +112,23 @@ class RetrievalEvalDataset(EvalSet):
     def __getitem__(self, index: int) -> dict[str, Any]:
         bad: list[tuple[int, str]] = []
         return {'image': self.read_image(index, self.path(index), bad), 'index': index, 'bad': bad}
+
+    def coco_ids(self) -> tuple[list[int], list[int]]:
+        """COCO's ids of the images [NI] and of the texts [NT]. InputError for the first row that has none."""
+        image_ids, caption_ids = [], []
+        for rows in self.rows_of:
+            for number in rows:
+                row = self.table[number]
+                ids = row.get('caption_ids', [])
+                if not isinstance(row.get('image_id'), int) or len(ids) != len(row['caption']):
+                    file, place = self.table.source(number)
+                    raise InputError(
+                        f"{file}, row {place}: it has no COCO ids ('image_id', an integer, and 'caption_ids', one for "
+                        'each caption); make the file again with `python -m dataset.prepare coco dataset_coco.json`'
+                    )
+                caption_ids += ids
+            image_ids.append(self.table[rows[0]]['image_id'])
+        return image_ids, caption_ids
 
     def tokens(self, numbers: Iterable[int]) -> Text:
         """A batch of texts by number -> `Text` [n, L]."""

@@ -21,7 +21,8 @@ from dataset.shapes.build import MARKER, read_marker
 from dataset.shapes.drawing import IMAGE_SIDE
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import SIZES, Item, Place, Scene
-from inference import BATCH_SIZE, Predictor, batches, load_model
+from dataset.sources import batches
+from inference import BATCH_SIZE, Predictor, load_model
 from utils.arguments import Parser, positive_int
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dataset.nlvr_dataset import StatementTokenizer
 from dataset.retrieval_dataset import RetrievalEvalDataset
-from inference import Predictor, load_model, paired
+from dataset.sources import paired
+from inference import Predictor, load_model
 from models.rerank import score_split
 from tests.helpers import read_rows
 from tests.tiny import arguments, resolved

@@ -30,7 +30,7 @@ from dataset.files import open_regular
 from utils.errors import InputError
 from utils.files import atomic_write
 
-VERSION = '3'  # of the format of caches and of the checks of rows; a new one rebuilds every cache
+VERSION = '4'  # of the format of caches and of the checks of rows; a new one rebuilds every cache
 DIGEST = 16  # letters
 ROWS_PER_BATCH = 1 << 16
 ABSENT = object()

@@ -3,7 +3,8 @@ allowed):
 
 pretrain         {image, caption: str or [str]}
 retrieval_train  {image, caption: str, image_id: int or str}
-retrieval_eval   {image, caption: str or [str]}
+retrieval_eval   {image, caption: str or [str]}; optional image_id: int or str, caption_ids: [int], as many as captions:
+                 those of COCO, for the metrics of ECCV-Caption and CxC
 nlvr             {images: [left, right], sentence}; optional label: true, false, "True" or "False", identifier: int or
                  str, kind: str
 vqa              {question, image, dataset: vqa or vg, question_id: int or str}; optional answer: str or [str],
@@ -54,6 +55,12 @@ def _identity(value: object, name: str) -> int | str:
     return value
 
 
+def _numbers(value: object, name: str) -> list[int]:
+    if not isinstance(value, list) or any(type(number) is not int for number in value):
+        raise BadRow(f"'{name}' must be a list of integers, one for each caption")
+    return value
+
+
 def _label(value: object, name: str) -> bool:
     if value is True or value == 'True':
         return True
@@ -88,6 +95,7 @@ REQUIRED = {
     'vqa': {'question': _text, 'image': _path, 'dataset': _vqa_source, 'question_id': _identity},
 }
 OPTIONAL = {
+    'retrieval_eval': {'image_id': _identity, 'caption_ids': _numbers},
     'nlvr': {'label': _label, 'identifier': _identity, 'kind': _group},
     'vqa': {'answer': _answer, 'answer_type': _group, 'question_type': _group, 'kind': _group},
 }

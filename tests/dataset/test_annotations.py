@@ -47,6 +47,8 @@ def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], 
             want = row
         elif kind in ('pretrain', 'retrieval_eval'):
             row = {'image': f'{i}.jpg', 'caption': rng.choice([text, texts])()}
+            if kind == 'retrieval_eval':
+                row = optional(row, image_id=identity, caption_ids=[i, 2**40])
             want = row | {'caption': [row['caption']] if isinstance(row['caption'], str) else row['caption']}
         elif kind == 'nlvr':
             row = optional(
@@ -185,6 +187,11 @@ GOOD = {
         ('nlvr', {'label': ['True']}, '"True", "False" or a JSON boolean'),
         ('retrieval_eval', {'caption': ...}, "has no 'caption'; a row of kind retrieval_eval needs image, caption"),
         ('retrieval_eval', {'caption': []}, "'caption' is an empty list"),
+        ('retrieval_eval', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
+        *(
+            ('retrieval_eval', {'caption_ids': ids}, "'caption_ids' must be a list of integers")
+            for ids in (5, ['5'], [5, None], [True])
+        ),
         ('retrieval_eval', {'caption': {'a': 'b'}}, "'caption' must be a string or a list of strings"),
     ],
 )

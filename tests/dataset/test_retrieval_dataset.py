@@ -67,3 +67,23 @@ def test_a_file_with_one_row_for_each_image_is_as_it_was(shapes, tokenizer, caps
     assert capsys.readouterr().out == '' and len(data) == len(rows)
     assert data.rows == list(range(len(rows)))
     assert data.img2txt == {i: [3 * i, 3 * i + 1, 3 * i + 2] for i in range(len(rows))}
+
+
+def test_coco_ids_follow_images_and_texts(shapes, tokenizer, tmp_path):
+    """Also if rows of an image are apart; the first row without them is named."""
+    one, two = (row['image'] for row in read_rows(shapes, 'retrieval_test')[:2])
+    rows = [
+        {'image': one, 'caption': ['a', 'b'], 'image_id': 50, 'caption_ids': [9, 7]},
+        {'image': two, 'caption': 'c', 'image_id': 40, 'caption_ids': [8]},
+        {'image': f'./{one}', 'caption': ['d'], 'image_id': 50, 'caption_ids': [3]},
+    ]
+
+    def ids(rows):
+        config = resolved('retrieval', shapes, f'test_file={write_rows(tmp_path / "rows.json", rows)}')
+        data = RetrievalEvalDataset(config, 'test', tokenizer)
+        return data.texts, data.coco_ids()
+
+    assert ids(rows) == (['a', 'b', 'd', 'c'], ([50, 40], [9, 7, 3, 8]))
+    for change in ({'caption_ids': [3, 4]}, {'caption_ids': None}, {'image_id': None}, {'image_id': 'coco_50'}):
+        with pytest.raises(InputError, match='rows.json, row 2: it has no COCO ids .*`python -m dataset.prepare coco'):
+            ids([*rows[:2], rows[2] | change])

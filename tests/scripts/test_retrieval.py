@@ -2,17 +2,22 @@
 what it refuses.
 """
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import Retrieval
 from engine import TrainingRun
 from evaluation import retrieval_recall
+from tests.evaluation.test_eccv import StandIn
 from tests.helpers import differing, read_log, read_pth, read_rows, weights, write_rows
 from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.reference import load_reference
 from tests.tiny import arguments
 from utils import distributed
+from utils.errors import InputError
 from utils.setup import unwrap
 
 RECALL = list(load_reference('recall')['result'])
@@ -173,6 +178,47 @@ def test_evaluation_inside_a_run_is_that_of_its_checkpoint(shapes, fine_tuned, t
     (record,), of_run = read_log(tmp_path), read_log(fine_tuned)[1]
     assert record.pop('checkpoint') == str(fine_tuned / 'checkpoint_01.pth')
     assert record == {key: value for key, value in of_run.items() if key.startswith(('val_', 'test_'))}
+
+
+def test_eccv_caption_adds_its_metrics_of_the_test_split(shapes, pretrained, tmp_path, monkeypatch, capsys):
+    """Of re-ranked and of ITC's scores, with annotations by which exactly COCO's own pairs are correct."""
+    monkeypatch.setitem(sys.modules, 'eccv_caption', SimpleNamespace(Metrics=StandIn))
+    rows = read_rows(shapes, 'retrieval_test')
+    for number, row in enumerate(rows):
+        row |= {'image_id': 500 - number, 'caption_ids': [10 * number + i for i in range(len(row['caption']))]}
+    truth = {
+        'i2t': {row['image_id']: row['caption_ids'] for row in rows},
+        't2i': {caption: [row['image_id']] for row in rows for caption in row['caption_ids']},
+    }
+    monkeypatch.setattr(StandIn.__init__, '__defaults__', (truth, truth))
+    settings = (f'test_file={write_rows(tmp_path / "rows.json", rows)}', 'eccv_caption=true')
+    Retrieval.main(evaluating(shapes, tmp_path, pretrained, *settings))
+    (record,) = read_log(tmp_path)
+    assert capsys.readouterr().out.count('CxC in %') == 1
+    for prefix in ('test_', 'test_itc_'):
+        cxc = {key: record[f'{prefix}cxc_{key}'] for key in RECALL if not key.endswith('mean')}
+        assert cxc == pytest.approx({key: record[prefix + key] for key in cxc})
+        assert record[f'{prefix}eccv_txt_r1'] == pytest.approx(record[f'{prefix}txt_r1'])
+    assert sum('eccv' in key or 'cxc' in key for key in record) == 24 and record['test_cxc_img_r5'] not in (0, 100)
+    Retrieval.main(evaluating(shapes, tmp_path / 'without', pretrained, settings[0]))
+    without = read_log(tmp_path / 'without')[0]
+    assert without == {key: value for key, value in record.items() if 'eccv' not in key and 'cxc' not in key}
+
+
+def test_eccv_caption_is_refused_before_any_work(shapes, tmp_path, monkeypatch):
+    """Without ids, without the package, without a test split, and with a part of the test split."""
+    rows = [row | {'image_id': 1, 'caption_ids': [1, 2, 3]} for row in read_rows(shapes, 'retrieval_test')[:1]]
+    with_ids = f'test_file={write_rows(tmp_path / "rows.json", rows)}'
+    for package, setting, message in (
+        (SimpleNamespace(Metrics=StandIn), 'k_test=4', 'retrieval_test.json, row 0: it has no COCO ids'),
+        (None, with_ids, 'pip install eccv-caption'),
+        (SimpleNamespace(Metrics=StandIn), 'test_file=null', 'eccv_caption: it evaluates test_file, which is missing'),
+        (SimpleNamespace(Metrics=StandIn), with_ids, 'eccv_caption: test_file lacks'),
+    ):
+        monkeypatch.setitem(sys.modules, 'eccv_caption', package)
+        with pytest.raises(InputError, match=message):
+            Retrieval.main(arguments('retrieval', shapes, tmp_path / 'out', 'eccv_caption=true', setting))
+    assert not list((tmp_path / 'out').glob('*.pth'))
 
 
 # ---- resumption ----

@@ -26,6 +26,8 @@ class Image:
     split: str = 'train'
     captions: list = field(default_factory=list)
     flickr_id: str | None = None
+    coco_id: int | None = None
+    caption_ids: list = field(default_factory=list)  # COCO's, one for each caption; empty if one of them has none
 
 
 def add_coco(commands: Any) -> None:
@@ -131,10 +133,14 @@ def karpathy_images(data: dict, path: str, prefix: str, id_prefix: str, summary:
             summary.drop(f'image of another split than {", ".join(SPLITS)}', f'{entry.place}, split {split!r}')
             continue
         folder = [entry.text('filepath')] if entry.get('filepath') else []
-        captions = [sentence.get('raw') for sentence in entry.entries('sentences', 'sentence')]
+        sentences = list(entry.entries('sentences', 'sentence'))
+        captions = [sentence.get('raw') for sentence in sentences]
         number = entry.identity('cocoid') if 'cocoid' in entry else without_extension(name)
         flickr = None if 'cocoid' in entry else flickr_id_in_name(name)
         images.append(Image(add_prefix(prefix, *folder, name), f'{id_prefix}{number}', split, captions, flickr))
+        if 'cocoid' in entry and all('sentid' in sentence for sentence in sentences):
+            images[-1].coco_id = entry.integer('cocoid')
+            images[-1].caption_ids = [sentence.integer('sentid') for sentence in sentences]
     return images
 
 
@@ -227,9 +233,26 @@ def write_retrieval(folder: str, name: str, images: list[Image], summary: Summar
     if train:
         write_rows(os.path.join(folder, f'{name}_train.json'), training_rows(train, counted), summary)
     for split in ('val', 'test'):
-        captions = [(image.path, image.captions) for image in images if image.split == split]
-        if captions:
-            write_rows(os.path.join(folder, f'{name}_{split}.json'), caption_rows(captions, True, summary), summary)
+        chosen = [image for image in images if image.split == split]
+        if chosen:
+            write_rows(os.path.join(folder, f'{name}_{split}.json'), evaluation_rows(chosen, summary), summary)
+
+
+def evaluation_rows(images: list[Image], summary: Summary) -> Iterator[dict]:
+    """Retrieval rows for evaluation: one per image, with COCO's ids of image and captions if the release has them."""
+    for image in images:
+        captions = [clean_caption(caption, summary) for caption in image.captions]
+        row = {'image': image.path, 'caption': [caption for caption in captions if caption is not None]}
+        if image.caption_ids:
+            pairs = zip(captions, image.caption_ids, strict=True)
+            row |= {
+                'image_id': image.coco_id,
+                'caption_ids': [number for caption, number in pairs if caption is not None],
+            }
+        if row['caption']:
+            yield row
+        else:
+            summary.dropped['image without a caption'] += 1
 
 
 def training_rows(images: list[Image], summary: Summary) -> Iterator[dict]:

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -33,6 +34,27 @@ def test_coco_from_karpathy(tmp_path, karpathy, capsys):
     assert [len(row['caption']) for row in read(tmp_path / 'grouped/coco.json')] == [2, 2]
     for kind, name in (('pretrain', 'coco'), ('retrieval_train', 'coco_train'), ('retrieval_eval', 'coco_test')):
         assert len(load_annotations(str(tmp_path / f'out/{name}.json'), kind))  # training reads what was written
+
+
+def test_coco_keeps_its_ids_in_the_rows_of_evaluation(tmp_path, karpathy):
+    """Those of the captions that are written, also as strings in the release; none if the release lacks one."""
+    content = read(Path(karpathy))
+    for image in content['images']:
+        image['sentences'] += [{'raw': ' '}, {'raw': 'The last.'}]
+        for number, sentence in enumerate(image['sentences']):
+            sentence['sentid'] = 10 * image['cocoid'] + number
+    del content['images'][2]['sentences'][0]['sentid']
+    content['images'][3] |= {'cocoid': '15'}
+    run('coco', write(Path(karpathy), content), '--out', tmp_path)
+    captions = ['A test image.', 'Number 15', 'The last.']
+    assert read(tmp_path / 'coco_test.json') == [
+        {'image': f'val2014/{coco_name(15)}', 'caption': captions, 'image_id': 15, 'caption_ids': [150, 151, 153]}
+    ]
+    assert [row.keys() for row in read(tmp_path / 'coco_val.json')] == [{'image', 'caption'}]
+    for name in ('coco', 'coco_train'):
+        assert all('caption_ids' not in row for row in read(tmp_path / f'{name}.json'))
+    (row,) = load_annotations(str(tmp_path / 'coco_test.json'), 'retrieval_eval')
+    assert (row['image_id'], row['caption_ids']) == (15, [150, 151, 153])
 
 
 @pytest.mark.parametrize('year', [2014, 2017])
