@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak shapes-checkpoint lint format clean
+.PHONY: setup demo test soak shapes-checkpoint shapes-model lint format clean
+
+setup: $(VENV)/.ready
 
 demo: $(VENV)/.ready
 	$(BIN)/python demo.py --setup_seconds "$$(cat $(VENV)/.ready)"
@@ -18,11 +20,19 @@ soak: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS) --seed $(SEED)
 
 # A longer pre-training than the demo's, for fine-tuning on the synthetic dataset: output/shapes_checkpoint/checkpoint_15.pth
+LONGER := --config configs/shapes/Pretrain.yaml --text_encoder output/shapes/vocab --device cpu --resume \
+  --set train_epochs=16 --set schedular.epochs=16 --set grit_from_epoch=6 \
+  --set 'itm_negatives={0: uniform, 2: sampled, 6: hard}'
 shapes-checkpoint: $(VENV)/.ready
 	$(BIN)/python -m dataset.shapes --out output/shapes
-	$(BIN)/python Pretrain.py --config configs/shapes/Pretrain.yaml --output_dir output/shapes_checkpoint \
-	  --text_encoder output/shapes/vocab --device cpu --resume --set train_epochs=16 --set schedular.epochs=16 \
-	  --set grit_from_epoch=6 --set 'itm_negatives={0: uniform, 2: sampled, 6: hard}'
+	$(BIN)/python Pretrain.py $(LONGER) --output_dir output/shapes_checkpoint
+
+# The weights in examples/shapes_model. Two more fusion layers, so that heat maps can show the third of four, as ALBEF's.
+DEEPER := --set bert_config.num_hidden_layers=6
+shapes-model: $(VENV)/.ready
+	$(BIN)/python -m dataset.shapes --out output/shapes
+	$(BIN)/python Pretrain.py $(LONGER) $(DEEPER) --output_dir output/shapes_model
+	$(BIN)/python -m models.convert output/shapes_model/checkpoint_15.pth examples/shapes_model
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

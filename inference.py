@@ -30,7 +30,7 @@ from dataset.text import pre_caption, pre_question
 from dataset.tokens import UNKNOWN_SHARE, Text, tokenize, tokenize_untruncated
 from dataset.transforms import Source, eval_transform
 from dataset.vqa_dataset import TEST_WORDS, AnswerList
-from models.gradcam import grad_cam
+from models.gradcam import GRADCAM, token_maps
 from models.model_nlvr import classify
 from models.pretrained import Pretrained, build, push_to_hub, read_pretrained, save_pretrained
 from models.tokenization_bert import word_of_tokens
@@ -122,14 +122,14 @@ class Predictor:
         pairs = zip(batches(images, batch_size), batches(texts, batch_size), strict=True)
         return torch.cat([torch.empty(0), *(self._match(*pair).cpu() for pair in pairs)])
 
-    def heatmap(self, image: Source, text: str, layer: int | None = None) -> dict[str, Tensor]:
-        """Grad-CAM of the cross-attention: where ITM finds each word, and the whole text, in a picture.
+    def heatmap(self, image: Source, text: str, layer: int | None = None, method: str = GRADCAM) -> dict[str, Tensor]:
+        """Where ITM finds each word, and the whole text, in a picture: Grad-CAM of the cross-attention, as in ALBEF.
 
         Returns {word: [H, W]} >= 0 in the order of the words, and last the cleaned text itself: the mean of its words.
         A word that is repeated gets a number: 'a', 'a (2)'. layer: the fusion layer, counted from 1; by default the
-        third, or the last if there are fewer.
+        third, or the last but one if there are fewer than four. method: gradcam, or attention for where a word looks.
         """
-        found = self.word_maps(image, text, layer)[0]
+        found = self.word_maps(image, text, layer, method)[0]
         width, height = size_of(image)
         pixels = F.interpolate(
             torch.stack([part for _, part in found])[None], (height, width), mode='bilinear', align_corners=False
@@ -140,15 +140,17 @@ class Predictor:
             named[word if count == 1 else f'{word} ({count})'] = pixels[i]
         return named | {' '.join(word for word, _ in found): pixels.mean(dim=0)}
 
-    def word_maps(self, images: Sources, texts: Words, layer: int | None = None) -> list[list[tuple[str, Tensor]]]:
-        """Grad-CAM of n pairs on the grid of S x S patches: for each pair [(word, [S, S]), ...] in the text's order.
+    def word_maps(
+        self, images: Sources, texts: Words, layer: int | None = None, method: str = GRADCAM
+    ) -> list[list[tuple[str, Tensor]]]:
+        """Heat maps of n pairs on the grid of S x S patches: for each pair [(word, [S, S]), ...] in the text's order.
 
         A word's map is the mean of its tokens' maps; words behind the last token that the model reads have none.
         """
         self._require('heatmap', 'pretrain', 'retrieval')
         images, texts = paired(listed(images), listed(texts))
         pixels, (words, text) = self._pixels(images), self._tokens(texts)
-        maps = grad_cam(self.model, pixels, text, layer).cpu()  # [n, L, S, S]
+        maps = token_maps(self.model, pixels, text, layer, method).cpu()  # [n, L, S, S]
         found = []
         for own, cleaned in zip(maps, words, strict=True):
             tokens_of: dict[int, list[int]] = {}

@@ -39,6 +39,7 @@ from dataset.prepare.common import Summary, progress_bar
 from dataset.prepare.images import files_under, has_image_extension
 from dataset.sources import batches, paired
 from inference import BATCH_SIZE, Predictor, load_model
+from models.gradcam import GRADCAM, METHODS
 from reports.heatmaps import draw_heatmaps
 from reports.retrieval_page import write_found_page
 from utils.arguments import Parser, positive_int
@@ -112,7 +113,7 @@ def run_heatmap(args: argparse.Namespace) -> None:
     out = args.out or f'{os.path.splitext(args.image)[0]}_heatmap.png'
     if not out.endswith('.png'):
         raise InputError(f'--out {out}: the name must end in .png')
-    maps = loaded(args).heatmap(args.image, args.text, args.layer)
+    maps = loaded(args).heatmap(args.image, args.text, args.layer, args.method)
     draw_heatmaps(args.image, maps, out)
     print(f'{out}: heat maps of {len(maps) - 1} words and of the whole text')
 
@@ -222,6 +223,7 @@ def create_parser() -> Parser:
     command.add_argument('--image', required=True, help='the image file')
     command.add_argument('--text', required=True, help='the text')
     command.add_argument('--layer', type=positive_int, help='fusion layer (default: the third, or the last but one)')
+    command.add_argument('--method', choices=METHODS, default=GRADCAM, help='(default %(default)s)')
     command.add_argument('--out', help='the PNG file to write (default: IMAGE_heatmap.png beside the image)')
     command = add('answer', run_answer)
     command.add_argument('--image', required=True, help='the image file')

@@ -11,15 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from benchmarks.counting import MASK, TOKENIZER, count_flops, random_batch  # noqa: E402
 from dataset.tokens import Text  # noqa: E402
 from models import create_model  # noqa: E402
 from optim import create_optimizer  # noqa: E402
@@ -32,15 +29,6 @@ from utils.setup import autocast, compile_layers  # noqa: E402
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 PRECISIONS, OPTIONS = ('fp32', 'bf16'), ('checkpointing', 'compile')
-PAD, CLS, MASK = 0, 101, 103
-
-
-def random_batch(batch: int, tokens: int, config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Text]:
-    """(image [B, 3, R, R], text [B, L]) of B = `batch` pairs, L = `tokens`, R and the vocabulary of `config`."""
-    ids = torch.randint(MASK + 1, config['bert_config']['vocab_size'], (batch, tokens), device=device)
-    ids[:, 0] = CLS
-    image = torch.randn(batch, 3, config['image_res'], config['image_res'], device=device)
-    return image, Text(ids, torch.ones_like(ids))
 
 
 def measure(
@@ -50,12 +38,11 @@ def measure(
     precision, *options = variant.split('+')
     batch, tokens, steps, warmup = args.batch, args.tokens, args.steps, args.warmup
     torch.manual_seed(0)
-    tokenizer = SimpleNamespace(pad_token_id=PAD, cls_token_id=CLS, mask_token_id=MASK)
-    model = create_model('pretrain', config | {'grad_checkpointing': 'checkpointing' in options}, tokenizer).to(device)
+    model = create_model('pretrain', config | {'grad_checkpointing': 'checkpointing' in options}, TOKENIZER).to(device)
     optimizer = create_optimizer(config['optimizer'], model)
     image, text = random_batch(batch, tokens, config, device)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.eval()(image[:4], Text(*(part[:4] for part in text)))
+    model.eval()
+    flops = count_flops(lambda: model(image[:4], Text(*(part[:4] for part in text))))['Global']
     model.train()
     if 'compile' in options:
         compile_layers(model)
@@ -72,7 +59,7 @@ def measure(
         optimizer.step()
     wait(device)
     memory = torch.cuda.max_memory_allocated() if device.type == 'cuda' else None
-    return (time.perf_counter() - began) / steps, memory, counter.get_total_flops() / min(4, batch) * batch
+    return (time.perf_counter() - began) / steps, memory, flops / min(4, batch) * batch
 
 
 def wait(device: torch.device) -> None:

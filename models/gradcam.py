@@ -1,7 +1,8 @@
-"""Grad-CAM of the cross-attention: which patches make a text match an image (ALBEF, arXiv 2107.07651, section 6).
+"""Heat maps of the cross-attention: to which patches the tokens of a text belong.
 
-For one fusion layer: attention weights of every token to every patch, times the positive part of the gradient of the
-ITM logit of "match", averaged over the heads. A map belongs to every token.
+Grad-CAM as ALBEF's (arXiv 2107.07651, section 6), of one fusion layer: the attention weights of every token to every
+patch, times the positive part of the gradient of the ITM logit of "match", averaged over the heads. It shows what makes
+the text match the image. The attention alone, averaged over the heads, shows where a token looks.
 
 Legend: B pairs, L tokens, P image tokens (1 + patches), S patches of a side, H heads, d width of a head, R resolution.
 """
@@ -18,6 +19,7 @@ from models.xbert import Attention
 from utils.errors import InputError
 
 LAYER = 3  # the fusion layer that ALBEF shows, counted from 1
+GRADCAM, ATTENTION = METHODS = ('gradcam', 'attention')
 
 
 def choose_layer(model: nn.Module, layer: int | None) -> int:
@@ -36,12 +38,16 @@ def choose_layer(model: nn.Module, layer: int | None) -> int:
     return layer
 
 
-def grad_cam(model: nn.Module, image: Tensor, text: TokenBatch, layer: int | None = None) -> Tensor:
-    """Maps of B pairs: the image patches that raise the logit of "match", for every token, [B, L, S, S] >= 0.
+def token_maps(
+    model: nn.Module, image: Tensor, text: TokenBatch, layer: int | None = None, method: str = GRADCAM
+) -> Tensor:
+    """Heat maps of B pairs, one for every token: [B, L, S, S] >= 0; those of padding are 0.
 
-    model: a `RetrievalModel` in eval mode. image: [B, 3, R, R]. text: [B, L]. layer: see `choose_layer`. Maps of
-    padding are 0.
+    model: a `RetrievalModel` in eval mode. image: [B, 3, R, R]. text: [B, L]. layer: see `choose_layer`. method: one of
+    `METHODS`. InputError for another method or layer.
     """
+    if method not in METHODS:
+        raise InputError(f'heat maps by {method!r} are unknown; give {" or ".join(METHODS)}')
     layer = choose_layer(model, layer)
     bert = model.text_encoder
     attention = bert.encoder.layer[model.bert_config.fusion_layer + layer - 1].crossattention
@@ -54,7 +60,8 @@ def grad_cam(model: nn.Module, image: Tensor, text: TokenBatch, layer: int | Non
         fused = bert(mode='fusion', hidden=text_embeds, attention_mask=mask, memory=memory)
         match = model.itm_head(fused[:, 0])[:, 1].sum()  # pairs do not affect one another
         gradient = torch.autograd.grad(match, weights[0])[0]  # [B, H, L, P]
-    maps = (weights[0].detach() * gradient.clamp(min=0)).mean(dim=1)[..., 1:].float()  # [B, L, P - 1], without [CLS]
+    maps = weights[0].detach() * (gradient.clamp(min=0) if method == GRADCAM else 1)
+    maps = maps.mean(dim=1)[..., 1:].float()  # [B, L, P - 1], without [CLS]
     side = math.isqrt(maps.shape[-1])
     return maps.unflatten(2, (side, side)) * text.attention_mask[:, :, None, None]
 

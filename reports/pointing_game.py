@@ -3,9 +3,9 @@
     python -m dataset.shapes --out output/shapes
     python -m reports.pointing_game examples/shapes_model --data output/shapes
 
-The scenes of the test split are known. For each word of a caption that is true of exactly one shape of its picture, a
-size, a color or a shape, the patch where Grad-CAM is highest must overlap the square around that shape (Zhang et al.,
-ECCV 2016, with a patch instead of a point). Chance is the share of patches that do.
+The scenes of the test split are known. For each word of a caption that is true of exactly one shape of its picture (a
+size, a color or a shape), the patch where its heat map is highest must overlap the square around that shape (Zhang et
+al., ECCV 2016, with a patch instead of a point). Chance is the share of patches that do.
 
 Legend: S patches of a side.
 """
@@ -23,6 +23,7 @@ from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import SIZES, Item, Place, Scene
 from dataset.sources import batches
 from inference import BATCH_SIZE, Predictor, load_model
+from models.gradcam import GRADCAM, METHODS
 from utils.arguments import Parser, positive_int
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError
@@ -64,12 +65,12 @@ def score_words(found: Sequence[tuple[str, Tensor]], scene: Scene) -> Iterator[t
 
 
 def pointing_game(
-    model: Predictor, data: str, limit: int | None = None, layer: int | None = None
+    model: Predictor, data: str, limit: int | None = None, layer: int | None = None, method: str = GRADCAM
 ) -> dict[str, dict[str, float]]:
     """{kind: {words, hits, chance}} over the first captions of the test pictures, hits and chance in percent.
 
-    Kinds: size, color, shape, all. data: the folder of the synthetic dataset. limit: of the pictures. layer: see
-    `Predictor.heatmap`.
+    Kinds: size, color, shape, all. data: the folder of the synthetic dataset. limit: of the pictures. layer,
+    method: see `Predictor.heatmap`.
     """
     marker = read_marker_of(data)
     rows = read_json(os.path.join(data, 'retrieval_test.json'), '--data')[:limit]
@@ -77,7 +78,7 @@ def pointing_game(
     scores: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in (*KINDS, 'all')}
     for some in batches([*zip(rows, scenes, strict=True)], BATCH_SIZE):
         paths = [os.path.join(data, row['image']) for row, _ in some]
-        maps = model.word_maps(paths, [row['caption'][0] for row, _ in some], layer)
+        maps = model.word_maps(paths, [row['caption'][0] for row, _ in some], layer, method)
         for (_, scene), found in zip(some, maps, strict=True):
             for kind, *score in score_words(found, scene):
                 scores[kind].append(score)
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('source', help='a checkpoint file, a folder of save_pretrained, or a hub name')
     parser.add_argument('--data', required=True, help='the folder of the synthetic dataset')
     parser.add_argument('--layer', type=positive_int, help='fusion layer (default: the third, or the last but one)')
+    parser.add_argument('--method', choices=METHODS, default=GRADCAM, help='(default %(default)s)')
     parser.add_argument('--limit', type=positive_int, help='of the pictures (default: all)')
     parser.add_argument('--out', help='a JSON file for the metrics')
     parser.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     read_marker_of(args.data)
     model = load_model(args.source, args.config, args.text_encoder, args.device)
-    metrics = pointing_game(model, args.data, args.limit, args.layer)
+    metrics = pointing_game(model, args.data, args.limit, args.layer, args.method)
     if not metrics:
         raise InputError(
             f'--data {args.data}: no caption has a word that is true of one shape only; take more pictures'

@@ -1,8 +1,16 @@
-"""The comparison of pre-training arms: its settings are valid, and its table is what the runs gave."""
+"""The comparison of pre-training arms: its settings are valid, and its table is what the runs gave. The computed cost:
+FLOPs and bytes are those of closed formulas, of real tensors and of a real optimizer.
+"""
 
 import pytest
+import torch
 
 from benchmarks import compare_pretraining as compare
+from benchmarks import cost, counting
+from models import create_model
+from models.rerank import score_split
+from optim import create_optimizer
+from tests.tiny import resolved
 from utils.config import apply_overrides, read_yaml, resolve
 from utils.errors import InputError
 
@@ -42,3 +50,131 @@ def test_after_a_failed_run_no_other_begins(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='grit failed'):
         compare.main(['--out', str(tmp_path), '--jobs', '1', '--arms', 'grit', 'random', '--seeds', '0', '0', '1', '2'])
     assert begun[0] == ('grit', 0) and len(begun) < 4
+
+
+# ---- what a run costs ----
+
+
+def test_flops_of_pretraining_are_those_of_the_matrix_products(monkeypatch):
+    """The products of ViT, BERT and heads, written down: B pairs, L tokens, P image tokens, D width, I of the MLPs."""
+    monkeypatch.setattr(cost, 'SETTINGS', [])  # no memory
+    config = resolved('pretrain', '.')
+    b, tokens, p, d, i, e, v = 4, cost.TOKENS['pretrain'], 5, 32, 64, 16, config['bert_config']['vocab_size']
+    masked = b * (tokens - 1) * config['mlm_probability']
+    vit = b * ((p - 1) * 3 * 16 * 16 * d + p * (4 * d * d + 2 * d * 4 * d) + 2 * p * p * d)
+    text_layer = tokens * (4 * d * d + 2 * d * i) + 2 * tokens * tokens * d
+    cross_attention = tokens * 2 * d * d + 2 * tokens * p * d
+    heads = 2 * b * d * e + 2 * b * b * e + 3 * b * d * 2 + masked * (d * d + d * v)
+    products = vit + 2 * b * text_layer + 4 * b * (text_layer + cross_attention) + b * p * 2 * d * d + heads
+    per_pair, per_image = cost.pretrain(config)
+    assert per_pair.flops == per_image.flops == 3 * 2 * products / b
+    assert per_pair.examples > per_image.examples and (per_pair.batch, per_pair.epochs) == (b, config['train_epochs'])
+
+
+def test_momentum_encoders_cost_a_forward_pass_only(monkeypatch):
+    monkeypatch.setattr(cost, 'SETTINGS', [])  # no memory
+    config = resolved('retrieval', '.', 'use_momentum=true', 'queue_size=64')
+    with_copies, without = (
+        cost.retrieval({**config, 'use_momentum': use}, 'x', 800, (3, 6))[0].flops for use in (True, False)
+    )
+    model = create_model('retrieval', config, counting.TOKENIZER)
+    image, text = counting.random_batch(1, cost.TOKENS['retrieval'], config)
+    encoders = counting.count_flops(lambda: (model.encode_image(image), model.encode_text(*text)))['Global']
+    queue = 2 * 2 * 64 * config['embed_dim']
+    assert with_copies - without == pytest.approx(encoders + 3 * queue, abs=2 * config['embed_dim'] * 2 * 2)
+
+
+def test_evaluation_counts_what_score_split_does(monkeypatch):
+    """All candidates of both directions, each pair scored for both: without shared pairs there are as many."""
+    config = resolved('retrieval', '.', 'k_test=2')
+    words, images, texts = 6, 3, 6
+    lengths = torch.full((100,), 1 + words)
+    encoded = lambda _, count, *rest: type('Encoded', (), {'text_lengths': lengths[:count]})  # noqa: E731
+    monkeypatch.setattr(cost, 'WORDS', words)
+    monkeypatch.setattr(cost, 'random_encoded', encoded)
+    computed = cost.evaluation_flops(config, images, texts) * images
+    model = create_model('retrieval', config, counting.TOKENIZER).eval()
+    image, text = counting.random_batch(texts, 1 + words, config)
+    scored = []
+    monkeypatch.setattr('models.rerank.merge_pairs', lambda *best: scored.append(all_pairs(*best)) or scored[0])
+    real = counting.count_flops(lambda: score_split(model, [image[:images]], [text], 2))['Global']
+    assert len(scored[0][1]) == images * 2 + texts * 2
+    assert real - 2 * images * texts * config['embed_dim'] == computed
+
+
+def all_pairs(best_texts, best_images):
+    """As many distinct pairs for every image as both directions need together, whichever they are."""
+    count = (best_texts.numel() + best_images.numel()) // len(best_texts)
+    pairs = (torch.arange(len(best_texts))[:, None] * len(best_images) + torch.arange(count)).flatten()
+    return pairs, torch.arange(len(pairs))
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'nlvr_pretrain', 'nlvr', 'vqa'])
+def test_weights_are_those_of_the_real_model_and_optimizer(task):
+    """Parameters that are shared count once, as the real ones do; AdamW keeps moments of what is trained only."""
+    config = resolved(task, '.', *(['use_momentum=true', 'queue_size=64'] if task == 'retrieval' else []))
+    model = create_model(task, config, counting.TOKENIZER)
+    optimizer = create_optimizer(config['optimizer'], model)
+    sum(p.sum() for p in model.parameters() if p.requires_grad).backward()
+    optimizer.step()
+    moments = [state[name].nbytes for state in optimizer.state.values() for name in ('exp_avg', 'exp_avg_sq')]
+    weights = counting.weight_bytes(counting.create_fake(task, config))
+    assert weights == counting.weight_bytes(model)
+    assert weights.trained + weights.frozen == sum(p.numel() * 4 for p in model.parameters())
+    assert weights.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert weights.moments == sum(moments) and weights.buffers == sum(b.nbytes for b in model.buffers())
+
+
+def saved_bytes(model, image):
+    """What autograd saves, by its own hooks: each storage once, without weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # kept, so that no address is reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(image)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_kept_bytes_are_what_autograd_saves():
+    """With real tensors and without values alike, and in bfloat16 about half; casts of weights are apart."""
+    config = resolved('pretrain', '.', 'bert_config.attention_probs_dropout_prob=0')
+    real, fake = (make('pretrain', config) for make in (real_model, counting.create_fake))
+    image = torch.randn(4, 3, 32, 32)
+    saved = saved_bytes(real.visual_encoder, image)
+    output = 4 * 5 * 32 * 4  # which the caller keeps; autograd saves the image, too, which the caller made
+    kept = counting.kept_bytes(real.visual_encoder, lambda: real.visual_encoder(image))
+    assert kept == (saved - image.nbytes + output, 0)
+    with counting.without_values(0.48):
+        full, none = counting.kept_bytes(fake, lambda: fake(*counting.random_batch(4, 25, config)))
+        half, casts = counting.kept_bytes(fake, lambda: fake(*counting.random_batch(4, 25, config)), 'bf16')
+        counting.set_checkpointing(fake, True)
+        recomputed, _ = counting.kept_bytes(fake, lambda: fake(*counting.random_batch(4, 25, config)))
+    assert none == 0 and 0.4 * full < half < 0.8 * full and recomputed < 0.7 * full
+    assert 0 < casts <= counting.weight_bytes(fake).trained / 2
+
+
+def real_model(task, config):
+    return create_model(task, config, counting.TOKENIZER).train()
+
+
+def test_hours_follow_the_formula(monkeypatch, capsys):
+    stage = cost.Stage('x', 1_000_003, 2, 10, 3e9, memory={})
+    assert stage.hours(4, 100, 0.5) == 2 * 1_000_003 / 4 * 3e9 / 5e13 / 3600  # evaluates: no memory
+    stage = stage._replace(memory=dict.fromkeys(cost.SETTINGS, 5e9), weights=counting.Weights(1, 2, 3, 4, 5))
+    assert stage.hours(4, 100, 0.5) == 2 * 1_000_000 / 4 * 3e9 / 5e13 / 3600  # 25,000 full steps of 40
+    monkeypatch.setitem(cost.STAGES, 'pretrain', ('pretrain', 'Pretrain', lambda config: [stage, stage]))
+    cost.main(['--stages', 'pretrain', '--gpus', '4', '--device-tflops', '100', '--utilization', '0.5'])
+    out = capsys.readouterr().out
+    assert out.startswith('Computed, not measured: 4 GPUs of 100 TFLOP/s, of which 50% are used.')
+    assert out.count('| x | 1,000,003 | 2 | 4 x 10 | 3 | 30 s | 0.03 |') == 2 and out.count('| x | 10 | 0.00 |') == 1
+
+
+@pytest.mark.parametrize('argv', [['--gpus', '0'], ['--device-tflops', 'nan'], ['--utilization', '1.5']])
+def test_impossible_devices_are_refused(argv):
+    with pytest.raises(InputError, match=f'{argv[0]} .*: must be'):
+        cost.main(argv)

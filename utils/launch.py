@@ -3,7 +3,7 @@
     python -m utils.launch --nproc_per_node=4 Pretrain.py --config ./configs/Pretrain.yaml --resume
 
 It takes the arguments of `torchrun`, also --nnodes, --max-restarts and the others. A preempted or interrupted run ends
-with 143 or 130, an error of the user with 2; `torch.distributed.launch` ends with 1 and a traceback of its own.
+with 143, 130 or (SIGUSR1) 138, an error of the user with 2; `torch.distributed.launch` ends with 1 and a traceback of its own.
 """
 
 import signal
@@ -23,11 +23,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from utils.entry import run_main
 from utils.errors import InputError
 
+SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'  # passed on to the processes; torchrun lacks the last, Slurm's warning
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start the processes and wait for their end -> the exit code."""
     parser = run.get_args_parser()
     parser.error = refuse
+    parser.set_defaults(signals_to_handle=SIGNALS)
     args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)  # the launcher's own account of a failure, tens of lines
     try:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models import create_model
-from models.gradcam import choose_layer, grad_cam, recorded
+from models.gradcam import choose_layer, recorded, token_maps
 from tests.helpers import text
 from utils.errors import InputError
 
@@ -63,7 +63,7 @@ def match_logit(model, image, words, change=None):
 def test_maps_are_attention_times_the_positive_part_of_its_gradient(model, pairs):
     image, words = pairs
     layer, token, h = 3, 2, 1e-4
-    maps = grad_cam(model, image, words)  # the third layer is the default
+    maps = token_maps(model, image, words)  # the third layer is the default
     assert maps.shape == (2, 4, 4, 4) and (maps >= 0).all() and maps[1, 3].eq(0).all() and maps[0, 3].max() > 0
     bert = model.text_encoder
     for row in range(2):
@@ -79,6 +79,18 @@ def test_maps_are_attention_times_the_positive_part_of_its_gradient(model, pairs
                 up, down = (match_logit(model, image[row], own, (layer, head, token, patch, s * h)) for s in (1, -1))
                 expected += max(0, (up - down) / (2 * h)) * weights[0][0, head, token, patch].item() / 2
             assert float(maps[row, token].flatten()[patch - 1]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_attention_alone_is_its_mean_over_the_heads(model, pairs):
+    image, words = pairs
+    maps = token_maps(model, image, words, layer=2, method='attention')
+    with recorded(model.text_encoder.encoder.layer[2].crossattention) as weights:
+        token_maps(model, image, words, layer=3)
+    expected = weights[0].detach().mean(dim=1)[..., 1:].unflatten(2, (4, 4)).float()
+    torch.testing.assert_close(maps[0], expected[0])
+    assert maps[1, 3].eq(0).all() and torch.allclose(maps[1, :3], expected[1, :3])
+    with pytest.raises(InputError, match="heat maps by 'lime' are unknown; give gradcam or attention"):
+        token_maps(model, image, words, method='lime')
 
 
 def test_recording_changes_no_result_and_ends(model, pairs):
