@@ -13,12 +13,12 @@ OUTSIDE = {'tests', 'benchmarks', 'examples'}
 
 # No module of a package imports these.
 FORBIDDEN = {
-    'utils': {'dataset', 'models', 'evaluation', 'reports', 'engine', 'optim', 'scheduler'},
-    'evaluation': {'dataset', 'models', 'reports', 'engine', 'optim', 'scheduler'},
-    'optim': {'dataset', 'models', 'evaluation', 'reports', 'engine'},
-    'scheduler': {'dataset', 'models', 'evaluation', 'reports', 'engine'},
-    'models': {'dataset', 'evaluation', 'reports', 'engine', 'optim', 'scheduler'},
-    'dataset': {'reports', 'engine', 'optim', 'scheduler'},
+    'utils': {'dataset', 'models', 'evaluation', 'reports', 'engine', 'inference', 'optim', 'scheduler'},
+    'evaluation': {'dataset', 'models', 'reports', 'engine', 'inference', 'optim', 'scheduler'},
+    'optim': {'dataset', 'models', 'evaluation', 'reports', 'engine', 'inference'},
+    'scheduler': {'dataset', 'models', 'evaluation', 'reports', 'engine', 'inference'},
+    'models': {'dataset', 'evaluation', 'reports', 'engine', 'inference', 'optim', 'scheduler'},
+    'dataset': {'reports', 'engine', 'inference', 'optim', 'scheduler'},
     'reports': {'engine', 'optim', 'scheduler'},
 }
 
@@ -49,9 +49,10 @@ def test_imports_follow_the_arrows(package):
 
 
 def test_the_engine_and_the_programs_import_no_program():
-    paths = [ROOT / f'{name}.py' for name in (*PROGRAMS, 'engine')]
+    paths = [ROOT / f'{name}.py' for name in (*PROGRAMS, 'engine', 'inference')]
     assert {path.name: names for path in paths if (names := imported(path) & (PROGRAMS | OUTSIDE))} == {}
-    assert not imported(ROOT / 'engine.py') & {'models', 'evaluation', 'reports'}
+    assert not imported(ROOT / 'engine.py') & {'models', 'evaluation', 'reports', 'inference'}
+    assert not imported(ROOT / 'inference.py') & {'evaluation', 'reports', 'engine', 'optim', 'scheduler'}
 
 
 def test_the_five_scripts_are_short():
@@ -61,7 +62,7 @@ def test_the_five_scripts_are_short():
 
 def test_every_module_has_a_docstring():
     paths = [path for package in PACKAGES for path in modules_of(package)]
-    paths += [ROOT / f'{name}.py' for name in (*PROGRAMS, 'engine')]
+    paths += [ROOT / f'{name}.py' for name in (*PROGRAMS, 'engine', 'inference')]
     assert len(paths) > 60
     without = [path for path in paths if not ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))]
     assert [str(path.relative_to(ROOT)) for path in without] == []
