@@ -27,8 +27,9 @@ shapes-checkpoint: $(VENV)/.ready
 	$(BIN)/python -m dataset.shapes --out output/shapes
 	$(BIN)/python Pretrain.py $(LONGER) --output_dir output/shapes_checkpoint
 
-# The weights in examples/shapes_model. Two more fusion layers, so that heat maps can show the third of four, as ALBEF's.
-DEEPER := --set bert_config.num_hidden_layers=6
+# The weights in examples/shapes_model: two more fusion layers, so that heat maps show the third of four, as ALBEF's; the norm of
+# the gradient is clipped, which steadies them.
+DEEPER := --set bert_config.num_hidden_layers=6 --set clip_grad_norm=1.0
 shapes-model: $(VENV)/.ready
 	$(BIN)/python -m dataset.shapes --out output/shapes
 	$(BIN)/python Pretrain.py $(LONGER) $(DEEPER) --output_dir output/shapes_model

@@ -25,7 +25,18 @@ from torch import Tensor, nn
 
 from dataset.nlvr_dataset import StatementTokenizer
 from dataset.retrieval_dataset import MAX_TOKENS, MAX_WORDS
-from dataset.sources import Sources, Words, batches, checked, distinct, listed, paired, refuse_empty, size_of
+from dataset.sources import (
+    Sources,
+    Texts,
+    batches,
+    checked,
+    distinct,
+    listed,
+    paired,
+    refuse_empty,
+    require_strings,
+    size_of,
+)
 from dataset.text import pre_caption, pre_question
 from dataset.tokens import UNKNOWN_SHARE, Text, tokenize, tokenize_untruncated
 from dataset.transforms import Source, eval_transform
@@ -101,21 +112,21 @@ class Predictor:
         return self._join(self._encode_pixels(some)[1] for some in batches(listed(images), batch_size))
 
     @torch.no_grad()
-    def encode_text(self, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
+    def encode_text(self, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
         """Normalized features of ITC: m texts -> [m, E]."""
         self._require('encode_text', 'pretrain', 'retrieval')
         return self._join(self._encode_words(some)[1] for some in batches(listed(texts), batch_size))
 
-    def similarity(self, images: Sources, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
+    def similarity(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
         """Cosines of the features of n images and m texts, as ITC ranks them: [n, m]."""
         return self.encode_image(images, batch_size) @ self.encode_text(texts, batch_size).t()
 
-    def match(self, images: Sources, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
+    def match(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
         """ITM's probability that text i describes image i: [n]. One image, or one text, is paired with all others."""
         return self.match_logit(images, texts, batch_size).sigmoid()
 
     @torch.no_grad()
-    def match_logit(self, images: Sources, texts: Words, batch_size: int = BATCH_SIZE) -> Tensor:
+    def match_logit(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
         """The logit of that probability, which orders also what is certain: [n]."""
         self._require('match', 'pretrain', 'retrieval')
         images, texts = paired(listed(images), listed(texts))
@@ -125,9 +136,10 @@ class Predictor:
     def heatmap(self, image: Source, text: str, layer: int | None = None, method: str = GRADCAM) -> dict[str, Tensor]:
         """Where ITM finds each word, and the whole text, in a picture: Grad-CAM of the cross-attention, as in ALBEF.
 
-        Returns {word: [H, W]} >= 0 in the order of the words, and last the cleaned text itself: the mean of its words.
-        A word that is repeated gets a number: 'a', 'a (2)'. layer: the fusion layer, counted from 1; by default the
-        third, or the last but one if there are fewer than four. method: gradcam, or attention for where a word looks.
+        Returns {word: [H, W]} >= 0 in the order of the words, and last, if there are several, the cleaned text itself:
+        the mean of its words. A word that is repeated gets a number: 'a', 'a (2)'. layer: the fusion layer, counted
+        from 1; by default the third, or the last but one if there are fewer than four. method: gradcam, or attention
+        for where a word looks.
         """
         found = self.word_maps(image, text, layer, method)[0]
         width, height = size_of(image)
@@ -141,25 +153,35 @@ class Predictor:
         return named | {' '.join(word for word, _ in found): pixels.mean(dim=0)}
 
     def word_maps(
-        self, images: Sources, texts: Words, layer: int | None = None, method: str = GRADCAM
+        self,
+        images: Sources,
+        texts: Texts,
+        layer: int | None = None,
+        method: str = GRADCAM,
+        batch_size: int = BATCH_SIZE,
     ) -> list[list[tuple[str, Tensor]]]:
         """Heat maps of n pairs on the grid of S x S patches: for each pair [(word, [S, S]), ...] in the text's order.
 
         A word's map is the mean of its tokens' maps; words behind the last token that the model reads have none.
+        Computed in float32, whatever the `precision`.
         """
         self._require('heatmap', 'pretrain', 'retrieval')
         images, texts = paired(listed(images), listed(texts))
-        pixels, (words, text) = self._pixels(images), self._tokens(texts)
-        maps = token_maps(self.model, pixels, text, layer, method).cpu()  # [n, L, S, S]
         found = []
-        for own, cleaned in zip(maps, words, strict=True):
-            tokens_of: dict[int, list[int]] = {}
-            for token, word in enumerate(word_of_tokens(self.tokenizer, cleaned), start=1):  # behind [CLS]
-                if token < len(own):
-                    tokens_of.setdefault(word, []).append(token)
-            split = cleaned.split(' ')
-            found.append([(split[word], own[tokens].mean(dim=0)) for word, tokens in tokens_of.items()])
+        for some, of_some in zip(batches(images, batch_size), batches(texts, batch_size), strict=True):
+            words, text = self._tokens(of_some)
+            maps = token_maps(self.model, self._pixels(some), text, layer, method).cpu()  # [n, L, S, S]
+            found += [self._maps_of_words(*pair) for pair in zip(words, maps, strict=True)]
         return found
+
+    def _maps_of_words(self, text: str, maps: Tensor) -> list[tuple[str, Tensor]]:
+        """The maps of a cleaned text's tokens, [L, S, S] -> [(word, [S, S]), ...]."""
+        tokens_of: dict[int, list[int]] = {}
+        for token, word in enumerate(word_of_tokens(self.tokenizer, text), start=1):  # behind [CLS]
+            if token < len(maps):
+                tokens_of.setdefault(word, []).append(token)
+        words = text.split(' ')
+        return [(words[word], maps[tokens].mean(dim=0)) for word, tokens in tokens_of.items()]
 
     # ---- VQA, NLVR2, text assignment ----
 
@@ -167,6 +189,7 @@ class Predictor:
     def answer(self, image: Source, question: str, k: int = 5) -> list[tuple[str, float]]:
         """The k best answers of the list to a question, with their probabilities, the best first."""
         self._require('answer', 'vqa')
+        require_strings([question])
         words = pre_question(question, TEST_WORDS)
         refuse_empty([question], [words])
         text = tokenize_untruncated(self.tokenizer, [words], self.positions)
@@ -193,6 +216,7 @@ class Predictor:
     @torch.no_grad()
     def _classify(self, images: Sequence[Source], sentence: str, head: nn.Module) -> Tensor:
         """The probabilities of the classes of a head for a sentence about two images."""
+        require_strings([sentence])
         text = StatementTokenizer(self.config, self.tokenizer)([sentence])
         refuse_empty([sentence], [pre_caption(sentence, MAX_WORDS)])
         self._warn_of_unknown(text)
@@ -216,6 +240,7 @@ class Predictor:
 
     def _tokens(self, texts: Sequence[str]) -> tuple[list[str], Text]:
         """(cleaned texts, their tokens [n, L] on the device), as the evaluation of retrieval reads them."""
+        require_strings(texts)
         words = [pre_caption(text, MAX_WORDS) for text in texts]
         refuse_empty(texts, words)
         text = tokenize(self.tokenizer, words, min(MAX_TOKENS, self.positions))
@@ -242,7 +267,7 @@ class Predictor:
             return *self.model.encode_text(text.input_ids, text.attention_mask), text.attention_mask
 
     def _match(self, images: Sequence[Source], texts: Sequence[str]) -> Tensor:
-        """The logits of "match" against "no match" of n pairs. What is there several times is encoded once."""
+        """The logits of "match" against "no match" of n pairs. Equal images or texts are encoded once."""
         (pixels, image_of), (words, text_of) = distinct(images), distinct(texts)
         image_embeds, _ = self._encode_pixels(pixels)
         hidden, _, mask = self._encode_words(words)

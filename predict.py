@@ -42,7 +42,7 @@ from inference import BATCH_SIZE, Predictor, load_model
 from models.gradcam import GRADCAM, METHODS
 from reports.heatmaps import draw_heatmaps
 from reports.retrieval_page import write_found_page
-from utils.arguments import Parser, positive_int
+from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -86,7 +86,7 @@ def run_retrieve(args: argparse.Namespace) -> None:
     kind = 'ITM probability' if args.rerank else 'ITC cosine'
     found = []
     for text, sim in zip(args.text, sims, strict=True):
-        best = sim.argsort(descending=True, stable=True)[: args.rerank or args.top]
+        best = sim.argsort(descending=True, stable=True)[: max(args.rerank, args.top)]
         scores = sim[best]
         if args.rerank:
             candidates = [os.path.join(args.images, names[number]) for number in best.tolist()]
@@ -95,7 +95,7 @@ def run_retrieve(args: argparse.Namespace) -> None:
         found.append([(names[best[i]], float(scores[i])) for i in order.tolist()])
         print(f'{text}\n' + '\n'.join(f'{score:10.4f}  {name}' for name, score in found[-1]))
     write_found_page(args.out, args.text, found, args.images, kind)
-    print(f'{args.out}: the best {args.top} of {len(names)} pictures by {kind}')
+    print(f'{args.out}: the best {len(found[0])} of {len(names)} pictures by {kind}')
 
 
 def run_match(args: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def run_heatmap(args: argparse.Namespace) -> None:
         raise InputError(f'--out {out}: the name must end in .png')
     maps = loaded(args).heatmap(args.image, args.text, args.layer, args.method)
     draw_heatmaps(args.image, maps, out)
-    print(f'{out}: heat maps of {len(maps) - 1} words and of the whole text')
+    print(f'{out}: heat maps of {max(1, len(maps) - 1)} words and of the whole text')
 
 
 def run_answer(args: argparse.Namespace) -> None:
@@ -144,7 +144,7 @@ def pictures_in(folder: str) -> list[str]:
     for reason in summary.dropped:
         print(f'left out: {reason}, the first: {summary.first[reason]}', file=sys.stderr)
     if not found:
-        raise InputError(f'--images {folder}: there is no picture in it')
+        raise InputError(f'--images {folder}: there is no picture in it; give the folder of the pictures')
     return found
 
 
@@ -163,7 +163,7 @@ def encoded(model: Predictor, folder: str, names: list[str], batch_size: int) ->
     for fault in left_out:
         print(f'left out: {fault}', file=sys.stderr)
     if len(left_out) == len(names):
-        raise InputError(f'--images {folder}: none of its {len(names)} pictures can be read')
+        raise InputError(f'--images {folder}: none of its {len(names)} pictures can be read, see above')
 
 
 def fault_of(model: Predictor, path: str) -> str | None:
@@ -187,10 +187,7 @@ def create_parser() -> Parser:
             default=EXAMPLE,
             help='a checkpoint file, a folder of save_pretrained, or a hub name (default: examples/shapes_model)',
         )
-        command.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
-        command.add_argument(
-            '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
-        )
+        add_own_arguments(command)
         command.add_argument(
             '--set', action='append', default=[], metavar='KEY=VALUE', help='set a key of the configuration'
         )
@@ -242,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     if getattr(args, 'rerank', 0) < 0:
         raise InputError(f'--rerank {args.rerank}: must be at least 0')
+    if os.path.isdir(getattr(args, 'out', None) or ''):
+        raise InputError(f'--out {args.out} is a folder; give the name of a file')
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         args.run(args)

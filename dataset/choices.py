@@ -66,7 +66,8 @@ def read_choices(file: str, image_root: str, layout: str | None = None, limit: i
             pictures, captions, kind = LAYOUTS[layout].read(row, image_root)
         except BadRow as error:
             raise InputError(
-                f'{place}, {short(row)}: {error}; the layout is {layout}, --layout names another'
+                f'{place}, {short(row)}: {error}; correct or drop the row, or name another layout than {layout} with '
+                '--layout'
             ) from None
         choices.append(Choice(file, name, pictures, captions, Path(file).stem if kind is None else kind))
         for path in (picture.path for picture in pictures):

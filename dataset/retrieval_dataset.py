@@ -123,7 +123,7 @@ class RetrievalEvalDataset(EvalSet):
                 if not isinstance(row.get('image_id'), int) or len(ids) != len(row['caption']):
                     file, place = self.table.source(number)
                     raise InputError(
-                        f"{file}, row {place}: it has no COCO ids ('image_id', an integer, and 'caption_ids', one for "
+                        f"{file}, row {place}: it lacks COCO's ids ('image_id', an integer, and 'caption_ids', one for "
                         'each caption); make the file again with `python -m dataset.prepare coco dataset_coco.json`'
                     )
                 caption_ids += ids

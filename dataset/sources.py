@@ -11,10 +11,10 @@ from dataset.transforms import Source
 from utils.errors import InputError
 
 Sources = Source | Sequence[Source]
-Words = str | Sequence[str]
+Texts = str | Sequence[str]
 
 
-def listed(values: Sources | Words) -> list:
+def listed(values: Sources | Texts) -> list:
     """One image or text, or several -> a list."""
     if isinstance(values, str | os.PathLike | Image.Image) or isinstance(values, np.ndarray) and values.ndim < 4:
         return [values]
@@ -63,8 +63,15 @@ def size_of(image: Source) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else open_image(image).size
 
 
+def require_strings(texts: Sequence[str]) -> None:
+    """InputError for a text that is none."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f'{type(text).__name__} is no text; give a string, or a list of them')
+
+
 def refuse_empty(texts: Sequence[str], cleaned: Sequence[str]) -> None:
     """InputError for a text without a word."""
     for text, words in zip(texts, cleaned, strict=True):
         if not words.strip():
-            raise InputError(f'the text {text!r} has no word in it')
+            raise InputError(f'the text {text!r} has no word in it; give words')

@@ -54,7 +54,7 @@ def pair_metrics(scores: Sequence[Sequence[Sequence[float]]], kinds: Sequence[st
 def _require_finite(scores: Sequence[Sequence[float]]) -> None:
     for number, row in enumerate(scores):
         if not all(map(math.isfinite, row)):
-            raise InputError(f'a score of row {number} is not finite ({row}); are the weights of the model intact?')
+            raise InputError(f'a score of row {number} is not finite ({row}); give another checkpoint')
 
 
 def _by_kind(correct: Sequence[bool], chances: Sequence[float], kinds: Sequence[str]) -> dict[str, Any]:

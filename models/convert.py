@@ -16,9 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.pretrained import FILE_NAME, Pretrained, build, read_pretrained, save_pretrained
+from models.pretrained import (
+    FILE_NAME,
+    Pretrained,
+    build,
+    read_pretrained,
+    refuse_foreign_files,
+    save_pretrained,
+)
 from models.tokenization_bert import pack_tokenizer
-from utils.arguments import Parser, positive_int
+from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -38,7 +45,7 @@ COPIED = {
 def albef_state(pretrained: Pretrained, queue_size: int = QUEUE_SIZE) -> dict[str, Tensor]:
     """The weights as ALBEF's scripts write them: with momentum copies, and with the queue of a new run.
 
-    The queue has random normalized features [E, Q], as ALBEF's begins; in retrieval its images are nobody's (-100).
+    The queue has random normalized features [E, Q], as ALBEF's begins; in retrieval they belong to no image (-100).
     """
     state = dict(pretrained.state)
     parts = COPIED[pretrained.task]
@@ -62,7 +69,6 @@ def write_file(pretrained: Pretrained, path: str, layout: str, queue_size: int =
     content: dict[str, Any] = {
         'model': albef_state(pretrained, queue_size) if layout == 'albef' else dict(pretrained.state),
         'config': dict(pretrained.config),
-        'epoch': 0,
         'task': pretrained.task,
         'tokenizer': pack_tokenizer(pretrained.tokenizer),
         'answers': list(pretrained.answers),
@@ -78,10 +84,7 @@ def create_parser() -> Parser:
     parser.add_argument(
         '--layout', choices=('albef', 'grit'), default='albef', help='of a file NAME.pth (default: %(default)s)'
     )
-    parser.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
-    parser.add_argument(
-        '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
-    )
+    add_own_arguments(parser)
     parser.add_argument(
         '--queue_size', type=positive_int, default=QUEUE_SIZE, help="of ALBEF's queue (default %(default)s)"
     )
@@ -93,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_file = args.target.endswith('.pth')
     if not is_file and FILE_NAME.search(args.target):
         raise InputError(f'{args.target}: give the name of a folder, or of a file that ends in .pth')
+    if not is_file:
+        refuse_foreign_files(args.target)
     pretrained = read_pretrained(args.source, args.config, args.text_encoder)
     build(pretrained)  # all weights are there, and fit the configuration
     if is_file:

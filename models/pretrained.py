@@ -27,14 +27,14 @@ from models.tokenization_bert import (
 )
 from models.weight_files import State, model_state, read_checkpoint
 from models.weights import COPY, MOMENTUM, load_nlvr, load_retrieval, load_text_assignment, load_vqa
-from utils.config import apply_overrides, prediction_settings
+from utils.config import apply_overrides, prediction_settings, refuse_unknown_keys
 from utils.config_files import find_file, read_yaml
 from utils.config_keys import TASKS
 from utils.errors import InputError, MissingFileError
-from utils.files import atomic_write, read_json, read_text
+from utils.files import WEIGHTS_FILE, atomic_write, read_json, read_text
 
 WEIGHTS, CONFIG, TOKENIZER, SPECIAL = FILES = (
-    'model.safetensors',
+    WEIGHTS_FILE,
     'config.json',
     'tokenizer.json',
     'special_tokens_map.json',
@@ -58,6 +58,7 @@ Weights of GRIT-VLP (arXiv 2208.04060), task `{task}`. With the repository of GR
 
 ```python
 from predict import load_model
+
 model = load_model('{name}')
 ```
 """
@@ -106,12 +107,15 @@ def read_pretrained(
             'configs/Pretrain.yaml'
         )
     changed = apply_overrides(own if given is None else given, overrides)
+    if given is not None or overrides:  # the checkpoint's own may be of another program
+        refuse_unknown_keys({name: value for name, value in changed.items() if name not in (own or {})}, 'config')
     settings = prediction_settings(task, changed)
     tokenizer = _tokenizer(content, source, text_encoder, settings)
     answers = []
     if task == 'vqa':
-        is_named = given is not None or any(item.startswith('answer_list=') for item in overrides)
-        answers = _answers(content, changed.get('answer_list') if is_named else None, source)
+        named = changed.get('answer_list')
+        is_given = given is not None or named != own.get('answer_list')
+        answers = _answers(content, named if is_given else None, source)
     return Pretrained(task, settings, tokenizer, own_weights(state, bool(changed.get('eval_ema'))), answers, source)
 
 
@@ -136,7 +140,7 @@ def own_weights(state: State, momentum: bool = False) -> dict[str, Tensor]:
 def _download(name: str) -> str:
     """The local copy of a folder on the hub. MissingFileError if there is none."""
     if FILE_NAME.search(name) or not HUB_NAME.fullmatch(name):
-        raise MissingFileError(f'{OPTION} {name}: there is no such file')
+        raise MissingFileError(f'{OPTION} {name}: there is no such file; correct the path')
     return local_folder(name, 'model', FILES, OPTION)
 
 
@@ -223,7 +227,7 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike, name: str
     name: that the model will have, for its README.md.
     """
     folder = Path(folder)
-    _refuse_foreign(folder)
+    refuse_foreign_files(folder)
     packed = pack_tokenizer(pretrained.tokenizer)
     content = {'model_type': MODEL_TYPE, 'task': pretrained.task, 'config': dict(pretrained.config)}
     content |= {'answers': pretrained.answers} if pretrained.answers else {}
@@ -244,8 +248,9 @@ def save_pretrained(pretrained: Pretrained, folder: str | os.PathLike, name: str
             file.write(text)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """InputError unless a folder is empty, or of `save_pretrained`."""
+def refuse_foreign_files(folder: str | os.PathLike) -> None:
+    """InputError unless `save_pretrained` can write to a folder: it is not there, empty, or was written by it."""
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; give the name of a folder')
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -126,7 +126,9 @@ def unpack_tokenizer(packed: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     try:
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(packed['json']), **packed['special_tokens'])
     except Exception as error:  # the library raises bare exceptions
-        raise InputError(f'the tokenizer in the checkpoint cannot be read ({first_sentence(error)})') from None
+        raise InputError(
+            f'the tokenizer in the checkpoint cannot be read ({first_sentence(error)}); give one with --text_encoder'
+        ) from None
 
 
 def fingerprint(tokenizer) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.tokenization_bert import first_sentence, local_folder
 from utils.errors import InputError, MissingFileError
-from utils.files import archive_fault, content_fault, read_json
+from utils.files import WEIGHTS_FILE, archive_fault, content_fault, read_json
 from utils.finite import not_finite
 from utils.log import print_rank0
 
@@ -42,9 +42,9 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
     path: may be a folder that `save_pretrained` wrote. option: the flag or key that names it, for messages.
     """
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, USABLE[0])):
-            raise InputError(f'{option} {path}: it is a folder; give a file in it')
-        path = os.path.join(path, USABLE[0])
+        if not os.path.isfile(os.path.join(path, WEIGHTS_FILE)):
+            raise InputError(f'{option} {path}: it is a folder without {WEIGHTS_FILE}; give a file in it')
+        path = os.path.join(path, WEIGHTS_FILE)
     if not os.path.isfile(path):
         raise MissingFileError(f'{option} {path}: there is no such file')
     if fault := content_fault(path):
@@ -132,7 +132,7 @@ def refuse_not_finite(state: State, source: str) -> None:
 # ---- BERT's folders, as Hugging Face saves them ----
 
 # In the order in which the library looks for them; an index names the files of weights that are in several.
-USABLE = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+USABLE = (WEIGHTS_FILE, 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
 LIKE_WEIGHTS = re.compile(r'\.(safetensors|bin|pth?|ckpt|h5|hdf5|msgpack|ot|onnx|npz|pb|gguf|tflite)(\.|-|$)')
 
 

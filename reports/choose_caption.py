@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dataset.choices import LAYOUTS, Choice, Picture, read_choices
-from utils.arguments import Parser, positive_int
+from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -145,8 +145,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument('--limit', type=positive_int, help='read only so many rows of each file')
     parser.add_argument('--batch_size', type=positive_int, default=64, help='images, texts or pairs (default 64)')
     parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
-    parser.add_argument('--config', help="a YAML configuration (default: the model's own)")
-    parser.add_argument('--text_encoder', help="a hub name or a folder with tokenizer files (default: the model's own)")
+    add_own_arguments(parser)
     parser.add_argument('--out', help='a JSON file for metrics and the scores of every row')
     return parser.parse_args(argv)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.images import read_image, to_rgb
+from dataset.sources import checked
 from dataset.transforms import Source
 from utils.files import atomic_write
 
@@ -27,25 +28,23 @@ def draw_heatmaps(image: Source, maps: Mapping[str, Tensor], out: str | os.PathL
     """
     from matplotlib.figure import Figure
 
-    pixels = image if isinstance(image, np.ndarray) else to_rgb(image) if is_pillow(image) else read_image(image)
+    image = checked(image)
+    if not isinstance(image, np.ndarray):
+        image = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
     *words, text = maps
     panels = {'image': None, 'whole text': maps[text]} | {word: maps[word] for word in words}
     rows = -(-len(panels) // COLUMNS)
     columns = min(COLUMNS, len(panels))
-    ratio = pixels.shape[0] / pixels.shape[1]
+    ratio = image.shape[0] / image.shape[1]
     figure = Figure(figsize=(columns * SIDE, rows * (SIDE * ratio + 0.32) + 0.4), dpi=DPI, layout='constrained')
     figure.suptitle(text, fontsize=10).set_parse_math(False)
     for number, (name, heat) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
-        axes.imshow(pixels if heat is None else overlaid(pixels, heat.numpy()))
+        axes.imshow(image if heat is None else overlaid(image, heat.numpy()))
         axes.set_title(name, fontsize=9, fontweight='normal' if number < 3 else 'bold').set_parse_math(False)
         axes.axis('off')
     with atomic_write(out, 'wb') as file:
         figure.savefig(file, format='png')
-
-
-def is_pillow(image: Source) -> bool:
-    return isinstance(image, Image.Image)
 
 
 def overlaid(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -13,20 +13,19 @@ Legend: S patches of a side.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
-from dataset.shapes.build import MARKER, read_marker
+from dataset.shapes.build import require_marker
 from dataset.shapes.drawing import IMAGE_SIDE
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import SIZES, Item, Place, Scene
 from dataset.sources import batches
 from inference import BATCH_SIZE, Predictor, load_model
 from models.gradcam import GRADCAM, METHODS
-from utils.arguments import Parser, positive_int
+from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
-from utils.errors import InputError, MissingFileError
+from utils.errors import InputError
 from utils.files import atomic_write, read_json
 
 KINDS = Item._fields  # size, color, shape: in this order in a caption
@@ -72,7 +71,7 @@ def pointing_game(
     Kinds: size, color, shape, all. data: the folder of the synthetic dataset. limit: of the pictures. layer,
     method: see `Predictor.heatmap`.
     """
-    marker = read_marker_of(data)
+    marker = require_marker(data)
     rows = read_json(os.path.join(data, 'retrieval_test.json'), '--data')[:limit]
     scenes = draw_scenes('test', marker['scenes']['test'], marker['seed'])[:limit]
     scores: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in (*KINDS, 'all')}
@@ -95,16 +94,6 @@ def summary(scores: Sequence[tuple[bool, float]]) -> dict[str, float]:
     }
 
 
-def read_marker_of(data: str) -> Mapping:
-    """The marker of a synthetic dataset. MissingFileError if a folder has none."""
-    marker = read_marker(Path(data))
-    if marker is None:
-        raise MissingFileError(
-            f'--data {data}: there is no {MARKER}; `python -m dataset.shapes --out {data}` writes the synthetic dataset'
-        )
-    return marker
-
-
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     lines = ['| kind | words | points to its shape, % | chance, % |', '|---|---:|---:|---:|']
     lines += [f'| {kind} | {m["words"]:,} | {m["hits"]:.1f} | {m["chance"]:.1f} |' for kind, m in metrics.items()]
@@ -119,11 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--method', choices=METHODS, default=GRADCAM, help='(default %(default)s)')
     parser.add_argument('--limit', type=positive_int, help='of the pictures (default: all)')
     parser.add_argument('--out', help='a JSON file for the metrics')
-    parser.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
-    parser.add_argument('--text_encoder', help="a folder with tokenizer files (default: the checkpoint's own)")
+    add_own_arguments(parser)
     parser.add_argument('--device', default='cuda', help='cuda (the CPU if there is no GPU) or cpu')
     args = parser.parse_args(argv)
-    read_marker_of(args.data)
+    require_marker(args.data)
     model = load_model(args.source, args.config, args.text_encoder, args.device)
     metrics = pointing_game(model, args.data, args.limit, args.layer, args.method)
     if not metrics:

@@ -22,6 +22,7 @@ CONFIG = {
     'clip_grad_norm': None,
     'on_nonfinite': 'error',
     'keep_checkpoints': None,
+    'report_to': 'none',
     'alpha': 0.4,
     'warm_up': True,
     'optimizer': {'opt': 'adamW', 'lr': 1e-2, 'weight_decay': 0.02},

@@ -164,7 +164,7 @@ def test_the_warning_reaches_every_task_and_the_job_is_requeued(tmp_path):
 def test_our_launcher_passes_slurms_warning_on(tmp_path):
     """SIGUSR1 to the launcher alone, which ends torchrun and reaches none of its processes."""
     (tmp_path / 'program.py').write_text(textwrap.dedent(PROGRAM))
-    argv = [sys.executable, '-m', 'utils.launch', '--nproc_per_node=1', '--master_port=29655', 'program.py']
+    argv = [sys.executable, '-m', 'utils.launch', '--standalone', '--nproc_per_node=1', 'program.py']
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     job = subprocess.Popen(argv, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60

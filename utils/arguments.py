@@ -73,6 +73,14 @@ def add_flag(parser: argparse.ArgumentParser, name: str, default: bool, help: st
     parser.add_argument(name, nargs='?', const=True, default=default, type=boolean, metavar='true|false', help=help)
 
 
+def add_own_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what replaces a checkpoint's own configuration and vocabulary."""
+    parser.add_argument('--config', help="a YAML configuration (default: the checkpoint's own)")
+    parser.add_argument(
+        '--text_encoder', help="a hub name or a folder with tokenizer files (default: the checkpoint's own)"
+    )
+
+
 def create_parser(task: str, description: str) -> Parser:
     """The parser of one task's script with all flags that every script takes."""
     shapes = CONFIGS[task].removesuffix('_flickr')

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.config import differences
+from utils.config_differences import differences
 from utils.config_keys import KEYS
 from utils.errors import InputError
 from utils.files import archive_fault, atomic_write, temporary_name
@@ -60,7 +60,7 @@ class RunParts:
     config: Mapping[str, Any]
     state: Mapping[str, Any]
     identity: Mapping[str, str]
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any]
 
 
 # ---- writing ----

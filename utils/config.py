@@ -37,9 +37,13 @@ from utils.files import read_json
 
 Config = dict[str, Any]
 RATES = ('optimizer.lr', 'schedular.lr')
-# What a prediction depends on, besides the weights.
+# What shapes a model and only matters in training, or for what only training has; the rest shapes its predictions, too.
+ONLY_TRAINING = {
+    *('mlm_probability', 'consistency_weight', 'itm_negatives', 'itm_target_accuracy', 'exclude_equal_negatives'),
+    *('use_momentum', 'momentum', 'distill', 'grad_checkpointing', 'queue_size'),
+}
 PREDICTION = (
-    *('image_res', 'vit', 'bert_config', 'vision_width', 'embed_dim', 'temp', 'rank_first_token_once'),
+    *(name for name, key in KEYS.items() if key.shapes_model and name not in ONLY_TRAINING),
     *('reduced_decode', 'precision', 'k_test', 'eos'),
 )
 
@@ -149,18 +153,6 @@ def resolve(task: str, config: Mapping[str, Any], source: str = 'config') -> tup
     return resolved, unused
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-    """The keys whose values differ between two configurations, those in sections by their full name: {key: words}."""
-    lines = {}
-    for name in sorted({*before, *now}):
-        one, two = before.get(name), now.get(name)
-        if isinstance(one, dict) and isinstance(two, dict) and all(isinstance(key, str) for key in {**one, **two}):
-            lines |= differences(one, two, f'{prefix}{name}.')
-        elif one != two:
-            lines[f'{prefix}{name}'] = f'{prefix}{name} was {one!r} and is now {two!r}'
-    return lines
-
-
 def model_settings(task: str, config: Mapping[str, Any]) -> Config:
     """The keys that shape a model, defaults filled in; `config` may lack all others, and is not changed."""
     keys = {name: key for name, key in KEYS.items() if key.shapes_model}
@@ -171,6 +163,14 @@ def model_settings(task: str, config: Mapping[str, Any]) -> Config:
     if task == 'retrieval':
         check_retrieval(settings)
     return settings
+
+
+def refuse_unknown_keys(config: Mapping[str, Any], source: str) -> None:
+    """InputError for a key that no task knows, also in a section, with the nearest known one."""
+    _refuse_unknown(config, KEYS, source, '')
+    for name, section in SECTIONS.items():
+        if isinstance(config.get(name), dict):
+            _refuse_unknown(config[name], section, source, f'{name}.')
 
 
 def prediction_settings(task: str, config: Mapping[str, Any]) -> Config:

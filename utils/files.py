@@ -21,6 +21,7 @@ BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: 'utf-16',
     codecs.BOM_UTF16_BE: 'utf-16',
 }
+WEIGHTS_FILE = 'model.safetensors'  # in a folder of weights, as Hugging Face names it
 LFS_POINTER = b'version https://git-lfs'
 TEMPORARY = re.compile(r'\..+(?<!\.arrow)\.\d+-[0-9a-f]{8}\.tmp')  # annotation caches have rules of their own
 

@@ -3,7 +3,7 @@
     python -m utils.launch --nproc_per_node=4 Pretrain.py --config ./configs/Pretrain.yaml --resume
 
 It takes the arguments of `torchrun`, also --nnodes, --max-restarts and the others. A preempted or interrupted run ends
-with 143, 130 or (SIGUSR1) 138, an error of the user with 2; `torch.distributed.launch` ends with 1 and a traceback of its own.
+with 143, 138 or 130, an error of the user with 2; `torch.distributed.launch` ends with 1 and a traceback of its own.
 """
 
 import signal
@@ -23,7 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from utils.entry import run_main
 from utils.errors import InputError
 
-SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'  # passed on to the processes; torchrun lacks the last, Slurm's warning
+# Passed on to the processes; torchrun's default lacks the last, Slurm's warning.
+SIGNALS = 'SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -69,7 +69,7 @@ class Report:
 
     def __init__(self, config: Mapping[str, Any], folder: str | os.PathLike, steps: int):
         self.config, self.folder, self.steps = config, Path(folder), steps
-        self.name = config.get('report_to', 'none')
+        self.name = config['report_to']
         self.first: int | None = None  # the global step of the epoch's first step
         self.rows: deque = deque(maxlen=LAST_ROWS)  # [kind, global step, {name: value}]
         self.sink: TensorBoard | Wandb | None = None

@@ -16,6 +16,7 @@ from utils import distributed
 from utils.config import apply_overrides, resolve
 from utils.config_files import find_file, read_yaml
 from utils.errors import InputError, MissingFileError
+from utils.files import WEIGHTS_FILE
 from utils.interrupts import handle_signals
 from utils.log import append_log, print_rank0
 from utils.ownership import own_folder, release_folder
@@ -47,8 +48,11 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     config, unused = resolve(task, apply_overrides(read_yaml(args.config), args.set), args.config)
     if args.checkpoint and not os.path.exists(args.checkpoint):
         raise MissingFileError(f'--checkpoint {args.checkpoint}: there is no such file')
-    if os.path.isdir(args.checkpoint) and not os.path.isfile(os.path.join(args.checkpoint, 'model.safetensors')):
-        raise InputError(f'--checkpoint {args.checkpoint} is a folder; give a file in it')
+    if os.path.isdir(args.checkpoint) and not os.path.isfile(os.path.join(args.checkpoint, WEIGHTS_FILE)):
+        raise InputError(
+            f'--checkpoint {args.checkpoint} is a folder without {WEIGHTS_FILE}; give a file in it, or a folder of '
+            'save_pretrained'
+        )
     device = distributed.init(args, config['collective_timeout'])
     if not args.evaluate:
         distributed.main_first(functools.partial(require_package, config['report_to']))

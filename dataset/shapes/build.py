@@ -86,7 +86,7 @@ def encoded_files(scenes: dict[str, list[Scene]], rows: dict[str, list], marker:
         for number, scene in enumerate(scenes[split]):
             yield image_name(split, number), jpeg(scene)
     for name, listed in rows.items():
-        yield name, ('[\n' + ',\n'.join(map(json.dumps, listed)) + '\n]\n').encode()
+        yield name, as_json(listed).encode()
     yield 'word_kinds.json', (json.dumps(WORD_KINDS, indent=1) + '\n').encode()
     yield 'vocab/vocab.txt', ('\n'.join(vocabulary()) + '\n').encode()
     yield MARKER, (json.dumps(marker, indent=1) + '\n').encode()
@@ -167,6 +167,22 @@ def read_marker(out: Path) -> dict | None:
     if not isinstance(marker, dict):
         raise InputError(f'{path} was not written by this program: remove {out} or choose another folder')
     return marker
+
+
+def require_marker(data: str) -> dict:
+    """The content of `world.json` of a dataset that this version wrote. InputError if there is none."""
+    marker = read_marker(Path(data))
+    if marker is None or marker.get('version') != VERSION:
+        raise InputError(
+            f'--data {data}: there is no {MARKER} of version {VERSION} in it; give a folder that `python -m '
+            'dataset.shapes --out FOLDER` wrote'
+        )
+    return marker
+
+
+def as_json(rows: Sequence[object]) -> str:
+    """Rows as a JSON list, one row per line."""
+    return '[\n' + ',\n'.join(map(json.dumps, rows)) + '\n]\n'
 
 
 def refuse_foreign_files(out: Path) -> None:

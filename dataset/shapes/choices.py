@@ -2,25 +2,22 @@
 
     python -m dataset.shapes.choices --data output/shapes --out output/shapes/choices_test.json
     python -m reports.choose_caption output/shapes_checkpoint/checkpoint_15.pth output/shapes/choices_test.json \\
-        --image_root output/shapes --text_encoder output/shapes/vocab
+        --image_root output/shapes
 
 Four rows for each scene of a split, {image, captions: [true, false], kind}. Everything follows from the seed of the
 dataset, whose files stay as they are.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
-from dataset.shapes.build import MARKER, VERSION, image_name, read_marker
+from dataset.shapes.build import as_json, image_name, require_marker
 from dataset.shapes.captions import WORDINGS, all_captions
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import COLORS, RELATION_WORDS, SHAPES, SIZES, SPLITS, Scene, pick, rand_below
 from utils.arguments import Parser
 from utils.entry import run_main
-from utils.errors import InputError
 from utils.files import atomic_write
 
 FIELDS = {'size': SIZES, 'color': COLORS, 'shape': SHAPES}
@@ -62,17 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', required=True, help='JSON file to write')
     parser.add_argument('--split', choices=SPLITS, default='test', help='whose scenes (default %(default)s)')
     args = parser.parse_args(argv)
-    marker = read_marker(Path(args.data))
-    if marker is None or marker.get('version') != VERSION:
-        raise InputError(
-            f'--data {args.data}: there is no {MARKER} of version {VERSION} in it; give a folder that `python -m '
-            'dataset.shapes --out FOLDER` wrote'
-        )
+    marker = require_marker(args.data)
     rows = choice_rows(
         draw_scenes(args.split, marker['scenes'][args.split], marker['seed']), args.split, marker['seed']
     )
     with atomic_write(args.out) as file:
-        file.write('[\n' + ',\n'.join(map(json.dumps, rows)) + '\n]\n')
+        file.write(as_json(rows))
     print(f'{args.out}: {len(rows)} rows of {len(rows) // len(KINDS)} scenes, {len(KINDS)} kinds of swapped words')
 
 

@@ -91,7 +91,10 @@ def test_the_layout_is_that_of_the_first_row_and_can_be_named(tmp_path, root, la
     file = write(tmp_path / 'rows.json', [ROWS[layout]])
     assert read_choices(file, str(root)) == read_choices(file, str(root), layout)
     other = 'aro' if layout != 'aro' else 'order'
-    with pytest.raises(InputError, match=f'rows.json, row 0, .*; the layout is {other}, --layout names another'):
+    with pytest.raises(
+        InputError,
+        match=f'rows.json, row 0, .*; correct or drop the row, or name another layout than {other} with --layout',
+    ):
         read_choices(file, str(root), other)
 
 

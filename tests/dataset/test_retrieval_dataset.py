@@ -85,5 +85,5 @@ def test_coco_ids_follow_images_and_texts(shapes, tokenizer, tmp_path):
 
     assert ids(rows) == (['a', 'b', 'd', 'c'], ([50, 40], [9, 7, 3, 8]))
     for change in ({'caption_ids': [3, 4]}, {'caption_ids': None}, {'image_id': None}, {'image_id': 'coco_50'}):
-        with pytest.raises(InputError, match='rows.json, row 2: it has no COCO ids .*`python -m dataset.prepare coco'):
+        with pytest.raises(InputError, match="rows.json, row 2: it lacks COCO's ids .*`python -m dataset.prepare coco"):
             ids([*rows[:2], rows[2] | change])

@@ -101,7 +101,7 @@ def test_the_game_of_the_shipped_weights(shapes, tmp_path, capsys):
 
 
 def test_another_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no world.json; `python -m dataset.shapes --out'):
+    with pytest.raises(InputError, match='there is no world.json of version 2 in it; give a folder that'):
         reports.pointing_game.main([EXAMPLE, '--data', str(tmp_path)])
 
 

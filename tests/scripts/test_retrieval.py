@@ -210,7 +210,7 @@ def test_eccv_caption_is_refused_before_any_work(shapes, tmp_path, monkeypatch):
     rows = [row | {'image_id': 1, 'caption_ids': [1, 2, 3]} for row in read_rows(shapes, 'retrieval_test')[:1]]
     with_ids = f'test_file={write_rows(tmp_path / "rows.json", rows)}'
     for package, setting, message in (
-        (SimpleNamespace(Metrics=StandIn), 'k_test=4', 'retrieval_test.json, row 0: it has no COCO ids'),
+        (SimpleNamespace(Metrics=StandIn), 'k_test=4', "retrieval_test.json, row 0: it lacks COCO's ids"),
         (None, with_ids, 'pip install eccv-caption'),
         (SimpleNamespace(Metrics=StandIn), 'test_file=null', 'eccv_caption: it evaluates test_file, which is missing'),
         (SimpleNamespace(Metrics=StandIn), with_ids, 'eccv_caption: test_file lacks'),
