@@ -51,6 +51,7 @@ def test_imports_follow_the_arrows(package):
 def test_the_engine_and_the_programs_import_no_program():
     paths = [ROOT / f'{name}.py' for name in (*PROGRAMS, 'engine', 'inference')]
     assert {path.name: names for path in paths if (names := imported(path) & (PROGRAMS | OUTSIDE))} == {}
+    assert not any('inference' in imported(ROOT / f'{name}.py') for name in SCRIPTS)
     assert not imported(ROOT / 'engine.py') & {'models', 'evaluation', 'reports', 'inference'}
     assert not imported(ROOT / 'inference.py') & {'evaluation', 'reports', 'engine', 'optim', 'scheduler'}
 

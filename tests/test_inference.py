@@ -103,6 +103,12 @@ def test_what_is_no_image_is_named(model, image, message):
         model.encode_image(image)
 
 
+def test_what_is_no_text_is_named(model, pictures):
+    for method in (model.encode_text, lambda texts: model.match(pictures[0], texts)):
+        with pytest.raises(InputError, match='int is no text; give a string, or a list of them'):
+            method([1])
+
+
 @pytest.mark.parametrize('text', ['', '  ', '?!', ['a ring', '...']])
 def test_a_text_without_a_word_is_named(model, pictures, text):
     for method in (model.encode_text, lambda texts: model.match(pictures[0], texts)):

@@ -70,6 +70,14 @@ def test_the_metrics_of_the_weights_are_those_of_the_docs(tmp_path):
     assert measured == pytest.approx({name: float(documented[name]) for name in names}, abs=0.5)
 
 
+@pytest.mark.parametrize('path', ['README.md', *(f'docs/{page.name}' for page in sorted((ROOT / 'docs').glob('*.md')))])
+def test_every_linked_file_exists(path):
+    page = ROOT / path
+    links = re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', page.read_text())
+    missing = [link for link in links if '://' not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
 def test_the_lines_of_the_readme(clone):
     """The first Python block, and every command of predict.py before the first training."""
     (block, *_) = code_blocks(README, 'python')

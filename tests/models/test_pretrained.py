@@ -174,6 +174,16 @@ def test_albefs_layout_has_the_names_of_its_checkpoints(tiny_tokenizer, task, re
     assert equal(own_weights(state), trained.state)
 
 
+@pytest.mark.parametrize('setting', ['imge_res=32', 'presision=bf16', 'vit.depht=2'])
+def test_a_mistyped_key_is_named(pretrained, setting):
+    key = setting.split('=')[0]
+    with pytest.raises(InputError, match=f'unknown key {key}; the nearest known key is'):
+        read_pretrained(pretrained, overrides=[setting])
+    config = load_reference('pretrain')['config'] | {'imge_res': 32}
+    with pytest.raises(InputError, match='unknown key imge_res; the nearest known key is image_res'):
+        read_pretrained(pretrained, config)
+
+
 @pytest.mark.parametrize('target', ['model.pt', 'model.safetensors', 'model.bin'])
 def test_convert_refuses_a_name_that_it_does_not_write(pretrained, tmp_path, target):
     with pytest.raises(InputError, match='give the name of a folder, or of a file that ends in .pth'):

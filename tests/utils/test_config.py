@@ -153,6 +153,14 @@ def test_the_two_learning_rates_of_a_changed_run_are_both_named():
     assert differences(before, now).keys() == {'optimizer.lr', 'schedular.lr'}
 
 
+def test_a_key_that_an_older_version_lacks_has_its_default():
+    now, older = resolved('report_to=wandb')[0], resolved()[0]
+    for name in ('report_to', 'on_bad_image'):
+        del older[name]
+    assert differences(older, now) == {'report_to': "report_to was None and is now 'wandb'"}
+    assert differences(older, resolved()[0]) == {}
+
+
 @pytest.mark.parametrize(
     'value', ['set #1', '2014', 'yes', '1e3', 'a: b', '2014-01-01', '- x', '[1].json', "it's", '&a']
 )
