@@ -63,7 +63,7 @@ def load_model(
     source: str | os.PathLike,
     config: Mapping[str, Any] | str | os.PathLike | None = None,
     text_encoder: str | None = None,
-    device: str = 'cuda',
+    device: str | torch.device = 'cuda',
     overrides: Sequence[str] = (),
 ) -> 'Predictor':
     """A trained model for predictions.
@@ -83,8 +83,8 @@ class Predictor:
     Texts are one string or a list, and are cleaned as in training. Results are float32 tensors on the CPU.
     """
 
-    def __init__(self, pretrained: Pretrained, device: str = 'cuda'):
-        self.pretrained, self.device = pretrained, distributed.choose_device(device)
+    def __init__(self, pretrained: Pretrained, device: str | torch.device = 'cuda'):
+        self.pretrained, self.device = pretrained, distributed.choose_device(str(device))
         self.task, self.config, self.tokenizer = pretrained.task, pretrained.config, pretrained.tokenizer
         self.model = build(pretrained).to(self.device)
         self.transform = eval_transform(self.config)
@@ -123,15 +123,19 @@ class Predictor:
 
     def match(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
         """ITM's probability that text i describes image i: [n]. One image, or one text, is paired with all others."""
-        return self.match_logit(images, texts, batch_size).sigmoid()
+        return self.match_logits(images, texts, batch_size).softmax(dim=1)[:, 1]
 
     @torch.no_grad()
-    def match_logit(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
-        """The logit of that probability, which orders also what is certain: [n]."""
+    def match_logits(self, images: Sources, texts: Texts, batch_size: int = BATCH_SIZE) -> Tensor:
+        """The logits of that probability: [n, 2], of "no match" and of "match".
+
+        The second is the score by which the evaluation of retrieval re-ranks, as officially; the difference orders
+        pairs as the probability does, also where it rounds to 1.
+        """
         self._require('match', 'pretrain', 'retrieval')
         images, texts = paired(listed(images), listed(texts))
         pairs = zip(batches(images, batch_size), batches(texts, batch_size), strict=True)
-        return torch.cat([torch.empty(0), *(self._match(*pair).cpu() for pair in pairs)])
+        return torch.cat([torch.empty(0, 2), *(self._match(*pair).cpu() for pair in pairs)])
 
     def heatmap(self, image: Source, text: str, layer: int | None = None, method: str = GRADCAM) -> dict[str, Tensor]:
         """Where ITM finds each word, and the whole text, in a picture: Grad-CAM of the cross-attention, as in ALBEF.
@@ -141,7 +145,8 @@ class Predictor:
         from 1; by default the third, or the last but one if there are fewer than four. method: gradcam, or attention
         for where a word looks.
         """
-        found = self.word_maps(image, text, layer, method)[0]
+        require_strings([text])
+        found = self.word_maps([checked(image)], text, layer, method)[0]
         width, height = size_of(image)
         pixels = F.interpolate(
             torch.stack([part for _, part in found])[None], (height, width), mode='bilinear', align_corners=False
@@ -189,6 +194,8 @@ class Predictor:
     def answer(self, image: Source, question: str, k: int = 5) -> list[tuple[str, float]]:
         """The k best answers of the list to a question, with their probabilities, the best first."""
         self._require('answer', 'vqa')
+        if k < 1:
+            raise InputError(f'{k} answers: give a number of at least 1')
         require_strings([question])
         words = pre_question(question, TEST_WORDS)
         refuse_empty([question], [words])
@@ -267,7 +274,7 @@ class Predictor:
             return *self.model.encode_text(text.input_ids, text.attention_mask), text.attention_mask
 
     def _match(self, images: Sequence[Source], texts: Sequence[str]) -> Tensor:
-        """The logits of "match" against "no match" of n pairs. Equal images or texts are encoded once."""
+        """The logits of ITM of n pairs, [n, 2]. Equal images or texts are encoded once."""
         (pixels, image_of), (words, text_of) = distinct(images), distinct(texts)
         image_embeds, _ = self._encode_pixels(pixels)
         hidden, _, mask = self._encode_words(words)
@@ -277,8 +284,7 @@ class Predictor:
         with autocast(self.device, self.config):
             memory = encoder.project(image_embeds)
             fused = encoder(mode='fusion', memory=memory, memory_index=index, **rows)
-            logits = self.model.itm_head(fused[:, 0]).float()
-        return logits[:, 1] - logits[:, 0]
+            return self.model.itm_head(fused[:, 0]).float()
 
     def _join(self, parts: Iterable[Tensor]) -> Tensor:
         """Features of batches on the CPU: [n, E], also of none."""

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from dataset.images import BadImage
 from dataset.prepare.common import Summary, progress_bar
-from dataset.prepare.images import files_under, has_image_extension
+from dataset.prepare.images import files_under, has_image_extension, is_utf8
 from dataset.sources import batches, paired
 from inference import BATCH_SIZE, Predictor, load_model
 from models.gradcam import GRADCAM, METHODS
@@ -45,7 +45,7 @@ from reports.retrieval_page import write_found_page
 from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, check_output
 
 __all__ = ['Predictor', 'load_model']
 EXAMPLE = str(Path(__file__).parent / 'examples' / 'shapes_model')
@@ -56,6 +56,7 @@ def run_features(args: argparse.Namespace) -> None:
     """write the features of all pictures of a folder"""
     if not args.out.endswith(('.parquet', '.npz')):
         raise InputError(f'--out {args.out}: the name must end in .parquet or .npz')
+    check_output(args.out)
     paths = pictures_in(args.images)
     model = loaded(args)
     if args.out.endswith('.npz'):
@@ -77,24 +78,28 @@ def run_features(args: argparse.Namespace) -> None:
 
 def run_retrieve(args: argparse.Namespace) -> None:
     """find the best pictures of a folder for each text"""
+    if not args.out.endswith('.html'):
+        raise InputError(f'--out {args.out}: the name must end in .html')
+    check_output(args.out)
     paths = pictures_in(args.images)
     model = loaded(args)
     texts = model.encode_text(args.text)
     parts = list(encoded(model, args.images, paths, args.batch_size))
     names = [name for some, _ in parts for name in some]
     sims = texts @ torch.cat([features for _, features in parts]).t()  # [texts, pictures]
-    kind = 'ITM probability' if args.rerank else 'ITC cosine'
+    kind = "ITM's logit of a match" if args.rerank else 'ITC cosine'
     found = []
     for text, sim in zip(args.text, sims, strict=True):
         best = sim.argsort(descending=True, stable=True)[: max(args.rerank, args.top)]
         scores = sim[best]
         if args.rerank:
             candidates = [os.path.join(args.images, names[number]) for number in best.tolist()]
-            scores = model.match(candidates, text, args.batch_size)
+            scores = model.match_logits(candidates, text, args.batch_size)[:, 1]  # as Retrieval.py re-ranks
         order = scores.argsort(descending=True, stable=True)[: args.top]
         found.append([(names[best[i]], float(scores[i])) for i in order.tolist()])
-        print(f'{text}\n' + '\n'.join(f'{score:10.4f}  {name}' for name, score in found[-1]))
     write_found_page(args.out, args.text, found, args.images, kind)
+    for text, pictures in zip(args.text, found, strict=True):
+        print(f'{text}\n' + '\n'.join(f'{score:10.4f}  {name}' for name, score in pictures))
     print(f'{args.out}: the best {len(found[0])} of {len(names)} pictures by {kind}')
 
 
@@ -113,6 +118,7 @@ def run_heatmap(args: argparse.Namespace) -> None:
     out = args.out or f'{os.path.splitext(args.image)[0]}_heatmap.png'
     if not out.endswith('.png'):
         raise InputError(f'--out {out}: the name must end in .png')
+    check_output(out, [args.image])
     maps = loaded(args).heatmap(args.image, args.text, args.layer, args.method)
     draw_heatmaps(args.image, maps, out)
     print(f'{out}: heat maps of {max(1, len(maps) - 1)} words and of the whole text')
@@ -141,6 +147,9 @@ def pictures_in(folder: str) -> list[str]:
     """Sorted paths of all pictures under a folder, relative to it. InputError if there is none."""
     summary = Summary(folder)
     found = [path for path in files_under(folder, summary) if has_image_extension(path)]
+    for path in filter(lambda path: not is_utf8(path), found):
+        summary.drop('name that is not UTF-8', path.encode('utf-8', 'backslashreplace').decode())
+    found = [*filter(is_utf8, found)]
     for reason in summary.dropped:
         print(f'left out: {reason}, the first: {summary.first[reason]}', file=sys.stderr)
     if not found:
@@ -239,8 +248,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     if getattr(args, 'rerank', 0) < 0:
         raise InputError(f'--rerank {args.rerank}: must be at least 0')
-    if os.path.isdir(getattr(args, 'out', None) or ''):
-        raise InputError(f'--out {args.out} is a folder; give the name of a file')
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         args.run(args)

@@ -1,7 +1,7 @@
 """What users give a trained model: images and texts, one or several, of any kind that can be read."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,13 @@ Texts = str | Sequence[str]
 
 
 def listed(values: Sources | Texts) -> list:
-    """One image or text, or several -> a list."""
-    if isinstance(values, str | os.PathLike | Image.Image) or isinstance(values, np.ndarray) and values.ndim < 4:
+    """One image or text, or several -> a list. InputError for what is neither."""
+    if isinstance(values, np.ndarray):
+        return list(values) if values.ndim > 3 or values.dtype.kind in 'UO' and values.ndim else [values]
+    if isinstance(values, str | os.PathLike | Image.Image):
         return [values]
+    if isinstance(values, bytes) or not isinstance(values, Iterable):
+        raise InputError(f'{type(values).__name__} is no image and no text; give one, or a list of them')
     return list(values)
 
 
@@ -38,13 +42,16 @@ def distinct(values: Sequence) -> tuple[list, list[int]]:
 
 
 def batches(values: list, size: int) -> Iterator[list]:
+    """Lists of at most so many values. InputError for a size below 1."""
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f'batch_size {size}: must be an integer of at least 1')
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def checked(image: Source) -> Source:
     """An image as the transform takes it. InputError if it is none."""
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
             raise InputError(
                 f'an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] (RGB) or '
                 '[H, W] (gray)'

@@ -1,6 +1,7 @@
 """The key metrics of finished runs, side by side, from the `log.txt` of their output folders."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,10 +57,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def best_entry(entries: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
     """Return the entry to report and what chose it: a validation metric, or 'last'."""
     for key in CHOSEN_BY:
-        validated = [entry for entry in entries if key in entry]
+        validated = [entry for entry in entries if is_number(entry.get(key))]
         if validated:
             return max(validated, key=lambda entry: entry[key]), key
     return entries[-1], 'last'

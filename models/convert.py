@@ -9,6 +9,7 @@ The names and shapes of the weights are the same everywhere. ALBEF's scripts als
 which pre-training with GRIT-VLP does not have: the copies are those of the weights, the queue is that of a new run.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,11 +94,15 @@ def create_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
-    is_file = args.target.endswith('.pth')
+    is_file = args.target.lower().endswith('.pth')
     if not is_file and FILE_NAME.search(args.target):
         raise InputError(f'{args.target}: give the name of a folder, or of a file that ends in .pth')
     if not is_file:
         refuse_foreign_files(args.target)
+    elif os.path.exists(args.target):
+        raise InputError(
+            f'{args.target} exists, and may be a run that could be resumed; give another name, or remove it'
+        )
     pretrained = read_pretrained(args.source, args.config, args.text_encoder)
     build(pretrained)  # all weights are there, and fit the configuration
     if is_file:

@@ -8,14 +8,13 @@ Legend: B pairs, L tokens, P image tokens (1 + patches), S patches of a side, H 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.inputs import TokenBatch
-from models.xbert import Attention
+from models.xbert import Attention, BertModel, KeyValue
 from utils.errors import InputError
 
 LAYER = 3  # the fusion layer that ALBEF shows, counted from 1
@@ -29,7 +28,7 @@ def choose_layer(model: nn.Module, layer: int | None) -> int:
     """
     last = model.bert_config.num_hidden_layers - model.bert_config.fusion_layer - 1
     layer = max(1, min(LAYER, last)) if layer is None else layer
-    if not 1 <= layer <= last:
+    if not isinstance(layer, int) or not 1 <= layer <= last:
         shown = f'give one from 1 to {last}' if last > 1 else 'only layer 1 can be shown' if last else 'it has no other'
         raise InputError(
             f'fusion layer {layer}: heat maps are of a fusion layer before the last, in which words affect ITM; '
@@ -48,40 +47,43 @@ def token_maps(
     """
     if method not in METHODS:
         raise InputError(f'heat maps by {method!r} are unknown; give {" or ".join(METHODS)}')
-    layer = choose_layer(model, layer)
-    bert = model.text_encoder
-    attention = bert.encoder.layer[model.bert_config.fusion_layer + layer - 1].crossattention
-    with torch.no_grad():
-        image_embeds, _ = model.encode_image(image)  # [B, P, Dv]
-        text_embeds, _ = model.encode_text(text.input_ids, text.attention_mask)  # [B, L, D]
-        memory = bert.project(image_embeds)
-    with torch.enable_grad(), recorded(attention) as weights:
-        mask = text.attention_mask
-        fused = bert(mode='fusion', hidden=text_embeds, attention_mask=mask, memory=memory)
-        match = model.itm_head(fused[:, 0])[:, 1].sum()  # pairs do not affect one another
-        gradient = torch.autograd.grad(match, weights[0])[0]  # [B, H, L, P]
-    maps = weights[0].detach() * (gradient.clamp(min=0) if method == GRADCAM else 1)
+    shown, mask = choose_layer(model, layer), text.attention_mask
+    with torch.inference_mode(False), torch.no_grad():
+        image, ids = image.clone(), text.input_ids.clone()  # tensors of inference mode have no gradient
+        hidden, _ = model.encode_text(ids, mask.clone())  # [B, L, D]
+        memory = model.text_encoder.project(model.encode_image(image)[0])
+        with torch.enable_grad():
+            hidden, weights = fuse(model.text_encoder, hidden, mask.clone()[:, None, None].bool(), memory, shown)
+            match = model.itm_head(hidden[:, 0])[:, 1].sum()  # pairs do not affect one another
+            gradient = torch.autograd.grad(match, weights)[0]  # [B, H, L, P]
+    maps = weights.detach() * (gradient.clamp(min=0) if method == GRADCAM else 1)
     maps = maps.mean(dim=1)[..., 1:].float()  # [B, L, P - 1], without [CLS]
     side = math.isqrt(maps.shape[-1])
-    return maps.unflatten(2, (side, side)) * text.attention_mask[:, :, None, None]
+    return maps.unflatten(2, (side, side)) * mask[:, :, None, None]
 
 
-@contextmanager
-def recorded(attention: Attention) -> Iterator[list[Tensor]]:
-    """While it lasts, an attention computes its weights explicitly, and the list receives them, each [., H, L, S].
+def fuse(
+    bert: BertModel, hidden: Tensor, mask: Tensor, memory: Sequence[KeyValue], shown: int
+) -> tuple[Tensor, Tensor]:
+    """Run the fusion layers, of which one, from 1 on, computes the weights of its cross-attention explicitly.
 
-    They require a gradient; what they were computed from does not get one.
+    hidden: [B, L, D]. mask: [B, 1, 1, L], True = token. memory: of `BertModel.project`. Returns (hidden [B, L, D],
+    weights [B, H, L, P]). The weights are where gradients end: nothing below them gets one.
     """
-    weights: list[Tensor] = []
+    for number, layer in enumerate(bert.encoder.layer[bert.config.fusion_layer :], start=1):
+        if number != shown:
+            hidden = layer(hidden, mask, memory[number - 1])
+            continue
+        hidden = layer.attention(hidden, *layer.attention.project(hidden), mask)
+        hidden, weights = attend(layer.crossattention, hidden, *memory[number - 1])
+        hidden = layer.output(layer.intermediate(hidden), hidden)
+    return hidden, weights
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # [., H, L, S]
-        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-        weights.append(scores.softmax(dim=-1).detach().requires_grad_())
-        return weights[-1] @ value
 
-    attention.attend = attend  # hides the method
-    try:
-        yield weights
-    finally:
-        del attention.attend
+def attend(attention: Attention, hidden: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The forward pass of an attention without dropout: [B, L, D], two of [B, H, P, d] -> [B, L, D], weights."""
+    query = attention.self.query(hidden).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)  # [B, H, L, d]
+    weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)  # [B, H, L, P]
+    weights = weights.detach().requires_grad_()
+    context = (weights @ value).transpose(1, 2).flatten(2)  # [B, L, D]
+    return attention.output(context, hidden), weights

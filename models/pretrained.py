@@ -1,7 +1,7 @@
 """A trained model with everything that predictions need: read from any checkpoint, saved to a folder, shared on a hub.
 
 A folder contains `model.safetensors` with the official names, `config.json` and the vocabulary. It is also a
-`--checkpoint` of the five scripts, and a `--text_encoder` as far as the tokenizer goes.
+`--checkpoint` of the five scripts, and a `--text_encoder` that has a vocabulary and no BERT weights.
 """
 
 import json
@@ -25,10 +25,10 @@ from models.tokenization_bert import (
     pack_tokenizer,
     unpack_tokenizer,
 )
-from models.weight_files import State, model_state, read_checkpoint
+from models.weight_files import MODEL_TYPE, State, model_state, read_checkpoint
 from models.weights import COPY, MOMENTUM, load_nlvr, load_retrieval, load_text_assignment, load_vqa
 from utils.config import apply_overrides, prediction_settings, refuse_unknown_keys
-from utils.config_files import find_file, read_yaml
+from utils.config_files import find_file, find_path, read_yaml
 from utils.config_keys import TASKS
 from utils.errors import InputError, MissingFileError
 from utils.files import WEIGHTS_FILE, atomic_write, read_json, read_text
@@ -39,10 +39,9 @@ WEIGHTS, CONFIG, TOKENIZER, SPECIAL = FILES = (
     'tokenizer.json',
     'special_tokens_map.json',
 )
-MODEL_TYPE = 'grit-vlp'
 OPTION = 'checkpoint'  # what names a source in messages
 HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*(/[\w.-]+)?')
-FILE_NAME = re.compile(r'\.(pth?|ckpt|bin|safetensors)$')
+FILE_NAME = re.compile(r'\.(pth?|ckpt|bin|safetensors)$', re.IGNORECASE)
 # How a task is known by the names of its weights, the first that fits.
 HEADS = {
     'vqa': 'text_decoder.',
@@ -94,8 +93,11 @@ def read_pretrained(
     config: a mapping or a YAML file; text_encoder: a hub name or a folder with a vocabulary. Both are needed only where
     the source has none. overrides: `key=value`, as for --set. InputError says what is missing.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f'{OPTION}: {type(source).__name__} is no name; give a file, a folder or a hub name')
     source = os.fspath(source)
-    path = source if os.path.exists(source) else _download(source)
+    path = find_path(source)
+    path = path if os.path.exists(path) else _download(source)
     content = _read_folder(path) if os.path.isdir(path) else read_checkpoint(path, OPTION)
     state = model_state(content, source, OPTION)
     task = content['task'] if content.get('task') in TASKS else task_of(state, source)
@@ -116,7 +118,9 @@ def read_pretrained(
         named = changed.get('answer_list')
         is_given = given is not None or named != own.get('answer_list')
         answers = _answers(content, named if is_given else None, source)
-    return Pretrained(task, settings, tokenizer, own_weights(state, bool(changed.get('eval_ema'))), answers, source)
+    return Pretrained(
+        task, settings, tokenizer, own_weights(state, task == 'nlvr' and bool(changed.get('eval_ema'))), answers, source
+    )
 
 
 def task_of(state: State, source: str) -> str:
@@ -139,7 +143,7 @@ def own_weights(state: State, momentum: bool = False) -> dict[str, Tensor]:
 
 def _download(name: str) -> str:
     """The local copy of a folder on the hub. MissingFileError if there is none."""
-    if FILE_NAME.search(name) or not HUB_NAME.fullmatch(name):
+    if FILE_NAME.search(name) or not HUB_NAME.fullmatch(name) or os.path.islink(name):
         raise MissingFileError(f'{OPTION} {name}: there is no such file; correct the path')
     return local_folder(name, 'model', FILES, OPTION)
 
@@ -165,7 +169,11 @@ def _read_folder(folder: str) -> dict[str, Any]:
 
 
 def _given_config(config: Mapping[str, Any] | str | os.PathLike | None) -> Mapping[str, Any] | None:
-    return config if config is None or isinstance(config, Mapping) else read_yaml(find_file(os.fspath(config)))
+    if not isinstance(config, Mapping | str | os.PathLike | None):
+        raise InputError(f'config: {type(config).__name__} is no configuration; give a mapping or a YAML file')
+    if isinstance(config, str | os.PathLike):
+        config = read_yaml(find_file(os.fspath(config)))  # JSON is YAML
+    return config['config'] if config and config.get('model_type') == MODEL_TYPE else config
 
 
 def _tokenizer(content: Mapping[str, Any], source: str, text_encoder: str | None, settings: Mapping[str, Any]) -> Any:

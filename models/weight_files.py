@@ -31,6 +31,7 @@ HARMLESS = [
     (_scalar, 'numpy.core.multiarray.scalar'),
     (_scalar, 'numpy._core.multiarray.scalar'),
 ]
+MODEL_TYPE = 'grit-vlp'  # in the config.json of a folder of `models.pretrained`
 # Where programs put the weights in a checkpoint: ours and the official ones, Lightning and timm, others, averages.
 CONTAINERS = ('model', 'state_dict', 'model_state_dict', 'state_dict_ema', 'model_ema')
 WRAPPERS = re.compile(r'^((module|model|_orig_mod)\.)+')  # DataParallel, Lightning, torch.compile
@@ -202,6 +203,8 @@ def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
             f'{option} {name}: {found}, and there is no {USABLE[0]} or {USABLE[2]}; add it, or, for random weights, '
             f'remove {weights[0] if weights else "config.json"}'
         )
+    if 'config.json' in files and _is_own(os.path.join(folder, 'config.json')):
+        return None  # a folder of `save_pretrained`: of a text encoder it has the vocabulary
     if 'config.json' not in files:
         raise InputError(
             f'{option} {name}: {usable} has no config.json beside it; add that of the same model, or, for random '
@@ -217,6 +220,15 @@ def weights_folder(name: str, option: str = '--text_encoder') -> str | None:
             raise InputError(f'{option} {name}: {file}: {fault}')
     _refuse_other_model(os.path.join(folder, 'config.json'), name, option)
     return folder
+
+
+def _is_own(path: str) -> bool:
+    """Whether a config.json is that of a folder of `models.pretrained`."""
+    try:
+        content = read_json(path, 'config.json')
+    except (InputError, OSError):
+        return False
+    return isinstance(content, dict) and content.get('model_type') == MODEL_TYPE
 
 
 def _shards(index: str, option: str) -> list[str]:

@@ -144,15 +144,12 @@ class Attention(nn.Module):
         if shared:
             assert rows % key.shape[0] == 0 and (mask is None or mask.shape[2] == 1), (rows, key.shape)
             query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)  # [B, H, r*L, d]
-        context = self.attend(query, key, value, mask)
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
         if shared:
             context = context.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # [R, H, L, d]
         return self.output(context.transpose(1, 2).flatten(2), hidden)  # [R, L, D]
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """The values, weighted by how the queries match the keys: [., H, L, d], [., H, S, d] -> [., H, L, d]."""
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 class Intermediate(nn.Module):

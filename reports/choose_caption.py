@@ -8,16 +8,16 @@ commands of the benchmarks.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dataset.choices import LAYOUTS, Choice, Picture, read_choices
+from dataset.choices import LAYOUTS, WORDS, Choice, Picture, read_choices
+from dataset.text import pre_caption
 from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from inference import Predictor
@@ -26,33 +26,46 @@ Scores = list[list[list[float]]]  # of each row and picture those of the caption
 
 
 def itc_scores(model: 'Predictor', rows: Sequence[Choice], batch_size: int) -> Scores:
-    """The cosine of every picture and caption of a row; each picture and each caption is encoded once."""
+    """The cosine of every picture and caption of a row; each picture and each cleaned caption is encoded once."""
     import torch
 
     pictures = list(dict.fromkeys(picture for row in rows for picture in row.pictures))
-    texts = list(dict.fromkeys(caption for row in rows for caption in row.captions))
+    texts = list(dict.fromkeys(cleaned(caption) for row in rows for caption in row.captions))
     parts = []
     for some in _batches(pictures, batch_size, 'ITC, images'):
         with _naming_rows(some, rows):
             parts.append(model.encode_image(_load(some), batch_size))
     image_feat = dict(zip(pictures, torch.cat(parts), strict=True))
     text_feat = dict(zip(texts, model.encode_text(texts, batch_size), strict=True))
-    return [
-        [[float(image_feat[picture] @ text_feat[caption]) for caption in row.captions] for picture in row.pictures]
-        for row in rows
-    ]
+    return scores_of(rows, lambda picture, text: float(image_feat[picture] @ text_feat[text]))
 
 
 def itm_scores(model: 'Predictor', rows: Sequence[Choice], batch_size: int) -> Scores:
-    """The logit of "match" of every picture and caption of a row: probabilities that round to 1 would be equal."""
-    pairs = [(picture, caption) for row in rows for picture in row.pictures for caption in row.captions]
-    found: list[float] = []
-    for some in _batches(pairs, batch_size, 'ITM, pairs'):
+    """How much more likely ITM finds "match" than "no match", as a difference of logits: it never rounds to 1.
+
+    Each picture and cleaned caption is scored once, so equal captions of a picture are a tie.
+    """
+    pairs = {(picture, cleaned(caption)) for row in rows for picture in row.pictures for caption in row.captions}
+    ordered = sorted(pairs, key=lambda pair: (pair[0].path, pair[0].box or (), pair[1]))  # a picture is encoded once
+    found: dict[tuple[Picture, str], float] = {}
+    for some in _batches(ordered, batch_size, 'ITM, pairs'):
         pictures = [picture for picture, _ in some]
         with _naming_rows(pictures, rows):
-            found += model.match_logit(_load(pictures), [caption for _, caption in some], batch_size).tolist()
-    scores = iter(found)
-    return [[[next(scores) for _ in row.captions] for _ in row.pictures] for row in rows]
+            logits = model.match_logits(_load(pictures), [text for _, text in some], batch_size)
+        found |= zip(some, (logits[:, 1] - logits[:, 0]).tolist(), strict=True)
+    return scores_of(rows, lambda picture, text: found[picture, text])
+
+
+def scores_of(rows: Sequence[Choice], score: Callable[[Picture, str], float]) -> Scores:
+    """The scores of every picture and cleaned caption of each row."""
+    return [
+        [[score(picture, cleaned(caption)) for caption in row.captions] for picture in row.pictures] for row in rows
+    ]
+
+
+def cleaned(caption: str) -> str:
+    """A caption as the model reads it."""
+    return pre_caption(caption, WORDS)
 
 
 def _batches(items: list, size: int, title: str) -> Iterator[list]:
@@ -152,8 +165,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    if args.out and os.path.isdir(args.out):
-        raise InputError(f'--out {args.out} is a folder; give the name of a file')
+    if args.out:
+        check_output(args.out, args.files)
     found = read_files(args.files, args.image_root, args.layout, args.limit)
 
     from inference import load_model

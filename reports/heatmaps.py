@@ -35,7 +35,7 @@ def draw_heatmaps(image: Source, maps: Mapping[str, Tensor], out: str | os.PathL
     panels = {'image': None, 'whole text': maps[text]} | {word: maps[word] for word in words}
     rows = -(-len(panels) // COLUMNS)
     columns = min(COLUMNS, len(panels))
-    ratio = image.shape[0] / image.shape[1]
+    ratio = min(4, max(0.25, image.shape[0] / image.shape[1]))  # of a panel, in which the image keeps its own
     figure = Figure(figsize=(columns * SIDE, rows * (SIDE * ratio + 0.32) + 0.4), dpi=DPI, layout='constrained')
     figure.suptitle(text, fontsize=10).set_parse_math(False)
     for number, (name, heat) in enumerate(panels.items(), start=1):

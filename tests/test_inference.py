@@ -33,7 +33,7 @@ def captions(shapes):
 
 
 def test_scores_are_those_of_the_evaluation_of_retrieval(model, shapes, tokenizer):
-    """The same cosines; ITM's order of all texts of an image, and of all images of a text."""
+    """The same cosines, and the same logits of "match"."""
     dataset = RetrievalEvalDataset(resolved('retrieval', shapes), 'test', tokenizer)
     pixels = torch.stack([dataset[number]['image'] for number in range(len(dataset))])
     numbers = range(len(dataset.texts))
@@ -44,23 +44,26 @@ def test_scores_are_those_of_the_evaluation_of_retrieval(model, shapes, tokenize
     features = model.encode_image(paths)
     assert features.dtype == torch.float32 and features.shape == (13, 16)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(13))
+    assert (scores.i2t != -100).all()
     for image in (0, 7):
-        itm = model.match(paths[image], dataset.texts, batch_size=7)
-        torch.testing.assert_close(itm, probability(model, pixels[image], dataset, numbers), atol=1e-6, rtol=0)
-        one_by_one = torch.cat([model.match(paths[image], text) for text in dataset.texts[:3]])
+        itm = model.match_logits(paths[image], dataset.texts, batch_size=7)
+        torch.testing.assert_close(itm[:, 1], scores.i2t[image], atol=1e-6, rtol=0)
+        torch.testing.assert_close(itm, logits(model, pixels[image], dataset, numbers), atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.match(paths[image], dataset.texts), itm.softmax(dim=1)[:, 1])
+        one_by_one = torch.cat([model.match_logits(paths[image], text) for text in dataset.texts[:3]])
         torch.testing.assert_close(itm[:3], one_by_one, atol=1e-6, rtol=0)
     assert not any(parameter.requires_grad for parameter in model.model.parameters()) and not model.model.training
 
 
-def probability(model, pixels, dataset, numbers):
-    """ITM's probability of "match", each pair in a forward pass of its own."""
+def logits(model, pixels, dataset, numbers):
+    """ITM's logits, each pair in a forward pass of its own: [n, 2]."""
     found = []
     for number in numbers:
         tokens = dataset.tokens([number])
         encoder = model.model.text_encoder
         memory = encoder.project(model.model.visual_encoder(pixels[None]))
         hidden = encoder(tokens.input_ids, tokens.attention_mask, memory=memory)
-        found.append(model.model.itm_head(hidden[:, 0]).softmax(dim=1)[0, 1])
+        found.append(model.model.itm_head(hidden[:, 0])[0])
     return torch.stack(found)
 
 
@@ -94,7 +97,10 @@ def test_images_are_paths_pillow_images_or_arrays(pretrained, pictures):
     [
         (np.zeros((4, 4, 3)), r'an array of float64 \[4, 4, 3\] is no image; give uint8'),
         (np.zeros((3, 4, 4), np.uint8), r'an array of uint8 \[3, 4, 4\] is no image'),
+        (np.zeros((0, 4, 3), np.uint8), r'an array of uint8 \[0, 4, 3\] is no image'),
         ([None], 'NoneType is no image; give a path, a Pillow image or an array'),
+        (None, 'NoneType is no image and no text; give one, or a list of them'),
+        (b'abc', 'bytes is no image and no text'),
         (['none.jpg'], "cannot read the image 'none.jpg'"),
     ],
 )
@@ -107,6 +113,12 @@ def test_what_is_no_text_is_named(model, pictures):
     for method in (model.encode_text, lambda texts: model.match(pictures[0], texts)):
         with pytest.raises(InputError, match='int is no text; give a string, or a list of them'):
             method([1])
+        with pytest.raises(InputError, match='list is no text'):
+            method([['a']])
+        assert torch.equal(method(np.array(['a ring', 'a star'])), method(('a ring', 'a star')))
+    for size in (0, -1, 1.5):
+        with pytest.raises(InputError, match=f'batch_size {size}: must be an integer of at least 1'):
+            model.encode_text('a ring', size)
 
 
 @pytest.mark.parametrize('text', ['', '  ', '?!', ['a ring', '...']])
@@ -171,6 +183,8 @@ def test_answers_are_those_of_the_model_and_survive_a_folder(vqa_checkpoint, pic
     texts = [model.answers.texts[number] for number in ids[0].tolist()]
     assert found == list(zip(texts, probabilities[0].tolist(), strict=True))[:3]
     assert len(model.answer(pictures[0], 'what color?', k=9)) == 9  # more than k_test
+    with pytest.raises(InputError, match='-1 answers: give a number of at least 1'):
+        model.answer(pictures[0], 'what color?', k=-1)
     model.save_pretrained(tmp_path / 'vqa')
     assert Predictor.from_pretrained(tmp_path / 'vqa').answer(pictures[0], 'What color is the ring?', 3) == found
 

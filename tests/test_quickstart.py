@@ -91,7 +91,7 @@ def test_the_lines_of_the_readme(clone):
     assert len(commands) >= 4
     for line in commands:
         predict.main(shlex.split(line, comments=True)[2:])
-    assert {'heatmap.png', 'found.html', 'features.parquet'} <= {*os.listdir(clone)}
+    assert {'heatmap.png', 'found.html', 'features.parquet'} <= {*os.listdir(clone / 'output')}
 
 
 def numbers_and_words(text):

@@ -24,6 +24,11 @@ def find_file(path: str, *folders: str | os.PathLike) -> str:
     return next((found for found in (path, *candidates) if os.path.isfile(found)), path)
 
 
+def find_path(path: str) -> str:
+    """The file or folder that a path means: from the working directory, else from the repository; else the path."""
+    return next((found for found in (path, os.path.join(ROOT, path)) if os.path.exists(found)), path)
+
+
 def find_beside(path: str, source: str) -> str:
     """The file that a path in a configuration file means; `source` is that file.
 

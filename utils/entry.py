@@ -1,6 +1,7 @@
 """How every script and tool ends: one line for an error that the user can correct, a traceback for a bug."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -35,11 +36,16 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as the scripts set it while they load
         signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.is_program = True
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # a terminal that lacks a letter is no reason to stop
     try:
         code = main()
+        sys.stdout.flush()
     except (Stopped, KeyboardInterrupt) as stop:
         end_by_signal(stop)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            sys.exit(128 + signal.SIGPIPE)
         if debug:
             raise
         from utils import distributed  # imports torch, which the help of a tool does not need
@@ -56,6 +62,16 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     finally:
         interrupts.is_program = False
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads what is printed any more, such as `head`, which has enough. Then nothing is printed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def end_by_signal(stop: Stopped | KeyboardInterrupt) -> NoReturn:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -78,6 +78,14 @@ def read_json(path: str | os.PathLike, name: str) -> Any:
         raise InputError(f'{name}: {path}: {error}') from None
     except (ValueError, RecursionError) as error:
         raise InputError(f'{name}: {path} is not valid JSON: {error}') from None
+
+
+def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = (), option: str = '--out') -> None:
+    """InputError, before any work, for a file to be written that is a folder or one of the inputs."""
+    if os.path.isdir(path):
+        raise InputError(f'{option} {path} is a folder; give the name of a file')
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise InputError(f'{option} {path} is an input of the command and would be overwritten; give another file')
 
 
 def digest_of(value: Any) -> str:

@@ -10,15 +10,16 @@ dataset, whose files stay as they are.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
-from dataset.shapes.build import as_json, image_name, require_marker
+from dataset.shapes.build import MARKER, as_json, image_name, require_marker
 from dataset.shapes.captions import WORDINGS, all_captions
 from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import COLORS, RELATION_WORDS, SHAPES, SIZES, SPLITS, Scene, pick, rand_below
 from utils.arguments import Parser
 from utils.entry import run_main
-from utils.files import atomic_write
+from utils.files import atomic_write, check_output
 
 FIELDS = {'size': SIZES, 'color': COLORS, 'shape': SHAPES}
 KINDS = (*FIELDS, 'relation')
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--split', choices=SPLITS, default='test', help='whose scenes (default %(default)s)')
     args = parser.parse_args(argv)
     marker = require_marker(args.data)
+    check_output(args.out, [Path(args.data, name) for name in (*marker['rows'], MARKER, 'word_kinds.json')])
     rows = choice_rows(
         draw_scenes(args.split, marker['scenes'][args.split], marker['seed']), args.split, marker['seed']
     )

@@ -10,6 +10,7 @@ import models.convert
 from models import create_model
 from models.pretrained import Pretrained, build, own_weights, push_to_hub, read_pretrained, save_pretrained, task_of
 from models.tokenization_bert import create_tokenizer
+from models.weights import load_bert
 from tests.helpers import albef_state, reference_state, weights
 from tests.reference import load_reference
 from tests.tiny import arguments
@@ -174,6 +175,44 @@ def test_albefs_layout_has_the_names_of_its_checkpoints(tiny_tokenizer, task, re
     assert equal(own_weights(state), trained.state)
 
 
+def test_momentum_copies_are_used_only_by_the_task_that_reads_the_key(shapes, tmp_path):
+    """Other scripts accept eval_ema and do not use it."""
+    state = reference_state('retrieval_momentum')
+    config = load_reference('retrieval_momentum')['config'] | {'eval_ema': True}
+    config |= {'bert_config': config['bert_config'] | {'vocab_size': 199}}
+    torch.save({'model': state, 'config': config}, tmp_path / 'c.pth')
+    found = read_pretrained(tmp_path / 'c.pth', text_encoder=f'{shapes}/vocab')
+    assert torch.equal(found.state['text_proj.weight'], state['text_proj.weight'])
+
+
+def test_examples_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_pretrained('examples/shapes_model').task == 'pretrain'
+    (tmp_path / 'link').symlink_to('nowhere')
+    with pytest.raises(FileNotFoundError, match='checkpoint link: there is no such file; correct the path'):
+        read_pretrained('link')
+    for source in (None, 3):
+        with pytest.raises(InputError, match='is no name; give a file, a folder or a hub name'):
+            read_pretrained(source)
+
+
+def test_weights_alone_with_the_configuration_of_their_folder(trained, shapes, tmp_path):
+    save_pretrained(trained, tmp_path / 'f')
+    found = read_pretrained(tmp_path / 'f' / 'model.safetensors', tmp_path / 'f' / 'config.json', f'{shapes}/vocab')
+    assert found.config == trained.config and equal(found.state, trained.state)
+    with pytest.raises(InputError, match='config: list is no configuration; give a mapping or a YAML file'):
+        read_pretrained(tmp_path / 'f', [1])
+
+
+def test_a_folder_is_a_vocabulary_for_a_text_encoder(trained, tmp_path):
+    """Not a BERT: with it, as with a bare vocabulary, a text encoder starts at random."""
+    save_pretrained(trained, tmp_path)
+    model = build(trained)
+    before = {key: value.clone() for key, value in model.text_encoder.state_dict().items()}
+    assert 'has no BERT weights, they are random' in load_bert(model.text_encoder, str(tmp_path))
+    assert equal(model.text_encoder.state_dict(), before)
+
+
 @pytest.mark.parametrize('setting', ['imge_res=32', 'presision=bf16', 'vit.depht=2'])
 def test_a_mistyped_key_is_named(pretrained, setting):
     key = setting.split('=')[0]
@@ -189,6 +228,15 @@ def test_convert_refuses_a_name_that_it_does_not_write(pretrained, tmp_path, tar
     with pytest.raises(InputError, match='give the name of a folder, or of a file that ends in .pth'):
         models.convert.main([str(pretrained), str(tmp_path / target)])
     assert not list(tmp_path.iterdir())
+
+
+def test_convert_overwrites_no_run(pretrained):
+    before = pretrained.read_bytes()
+    with pytest.raises(InputError, match='checkpoint_01.pth exists, and may be a run that could be resumed; give'):
+        models.convert.main([str(pretrained), str(pretrained)])
+    with pytest.raises(InputError, match='holds .*; give a new folder for the weights'):
+        models.convert.main([str(pretrained), str(pretrained.parent)])
+    assert pretrained.read_bytes() == before
 
 
 # ---- the hub ----

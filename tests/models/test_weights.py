@@ -73,7 +73,7 @@ def test_other_content_of_official_files_is_read(tmp_path):
 def test_files_without_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no such file'):
         read_checkpoint(tmp_path / 'none.pth')
-    with pytest.raises(InputError, match='it is a folder; give a file in it'):
+    with pytest.raises(InputError, match='it is a folder without model.safetensors; give a file in it'):
         read_checkpoint(tmp_path)
     torch.save({'model': {'w': torch.ones(100)}}, tmp_path / 'whole.pth')
     whole = (tmp_path / 'whole.pth').read_bytes()

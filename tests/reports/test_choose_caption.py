@@ -1,6 +1,7 @@
 """Choosing captions: scores in batches against one pair at a time, crops, Winoground, and the command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,10 +50,11 @@ class ColorModel:
                 row[self.COLORS[word]] += 1 / (1 + place)
         return weights
 
-    def match_logit(self, images, texts, batch_size=64):
+    def match_logits(self, images, texts, batch_size=64):
         assert len(images) == len(texts) <= batch_size
         self.pairs += texts
-        return torch.sigmoid(-(self.encode_image(images) * self.encode_text(texts)).sum(dim=1))  # ITC's opposite
+        itc = (self.encode_image(images) * self.encode_text(texts)).sum(dim=1)
+        return torch.stack([itc, -itc], dim=1)  # ITC's opposite
 
 
 def paint(path, *colors):
@@ -78,7 +80,7 @@ def test_scores_are_those_of_one_pair_at_a_time(shapes, pretrained, file, tmp_pa
         assert (found['images'], found['captions']) == ([path], row['captions'])
         for caption, itc, itm in zip(row['captions'], found['itc'], found['itm'], strict=True):
             assert itc == pytest.approx(float(model.similarity(path, caption)), abs=1e-5)
-            assert itm == pytest.approx(float(model.match_logit(path, caption)), abs=1e-5)
+            assert itm == pytest.approx(float(model.match_logits(path, caption).diff()), abs=1e-5)
     kinds = [row['kind'] for row in rows]
     for name in ('itc', 'itm'):
         assert result['metrics']['choice'][name] == choice_metrics([row[name] for row in result['rows']], kinds)
@@ -93,6 +95,19 @@ def test_each_image_and_text_is_encoded_once(shapes, file):
     choose_caption.itc_scores(model, rows, 3)
     assert model.images == [f'{shapes}/images/test/0000{i}.jpg' for i in (0, 1)]
     assert len(model.texts) == len({*model.texts}) and {*model.texts} == {c for row in rows for c in row.captions}
+
+
+def test_captions_that_are_equal_once_cleaned_are_ties(shapes, pretrained, file, tmp_path):
+    """In whatever batch they would be, beside captions of other lengths."""
+    long = {'captions': ['a red ring ' * 8, 'a ring'], 'kind': 'x'}
+    rows = json.loads(Path(file).read_text())
+    rows = [row | {'captions': [row['captions'][0], f' {row["captions"][0].upper()}!']} for row in rows]
+    rows = [row | change for row in rows for change in ({}, long)]
+    found = read_choices(write_rows(tmp_path / 'equal.json', rows), str(shapes))
+    model = inference.load_model(str(pretrained), device='cpu')
+    for scores in (choose_caption.itc_scores, choose_caption.itm_scores):
+        assert all(one == two for ((one, two),) in scores(model, found[::2], 3))
+        assert all(one == two for ((one, two),) in scores(model, found, 5)[::2])
 
 
 def test_aro_is_cropped_to_its_box(tmp_path):

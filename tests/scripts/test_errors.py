@@ -88,7 +88,7 @@ def test_a_bug_before_the_processes_meet_keeps_its_traceback(tmp_path, monkeypat
         (['--seed', '-1'], "argument --seed: '-1' is not an integer from 0 to 9223372036854775807"),
         (['--device', 'meta'], '--device meta: there is no such device; give cuda, cuda:N or cpu'),
         (['--device', 'cuda:x'], '--device cuda:x: there is no such device'),
-        (['--checkpoint', 'configs'], '--checkpoint configs is a folder; give a file in it'),
+        (['--checkpoint', 'configs'], '--checkpoint configs is a folder without model.safetensors; give a file in it'),
         (['--output_dir', 'README.md'], "--output_dir 'README.md' cannot be used (File exists)"),
         (['--config', 'configs'], 'configs is a folder, not a YAML file'),
     ],

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def pictures(shapes, tmp_path):
         found.append((name, row['caption'][0]))
     (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
     (tmp_path / 'pictures' / 'sub' / '55.jpg').write_bytes(b'damaged')
+    Path(os.fsdecode(os.fsencode(tmp_path) + b'/pictures/caf\xe9.jpg')).write_bytes(b'any')
     return tmp_path / 'pictures', found
 
 
@@ -42,7 +44,8 @@ def test_features_of_a_folder(pictures, tmp_path, capsys):
         predict.main(['features', '--images', str(folder), '--out', file, '--batch_size', '4'])
         out, err = capsys.readouterr()
         assert f'{file}: features of 9 pictures, 64 numbers each' in out
-        assert err.count('left out') == 1 and re.search(r"left out: cannot read the image '.*sub/55.jpg'", err)
+        assert err.count('left out') == 2 and re.search(r"left out: cannot read the image '.*sub/55.jpg'", err)
+        assert 'left out: name that is not UTF-8, the first: caf' in err
     table, arrays = parquet.read_table(files[0]), np.load(files[1])
     names = [name for name, _ in found]
     assert table['path'].to_pylist() == arrays['path'].tolist() == names
@@ -59,7 +62,7 @@ def test_pictures_are_found_for_texts(pictures, tmp_path, capsys):
     flags = ['--images', str(folder), *(word for text in texts for word in ('--text', text)), '--out', str(page)]
     model, names = load_model(predict.EXAMPLE), [name for name, _ in found]
     sims = model.similarity([str(folder / name) for name in names], texts)
-    for rerank, kind in (('64', 'ITM probability'), ('0', 'ITC cosine')):
+    for rerank, kind in (('64', "ITM's logit of a match"), ('0', 'ITC cosine')):
         predict.main(['retrieve', *flags, '--top', '3', '--rerank', rerank])
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1] == f'{page}: the best 3 of 9 pictures by {kind}'
@@ -69,7 +72,12 @@ def test_pictures_are_found_for_texts(pictures, tmp_path, capsys):
             assert first == [names[number] for number in sims.argmax(dim=0).tolist()]
         assert sum(one == name for one, name in zip(first, names, strict=True)) >= 7
         html = page.read_text()
-        assert html.count('class="query"') == 9 and html.count('<figure>') == 27 and kind in html
+        assert (
+            html.count('class="query"') == 9
+            and html.count('<figure>') == 27
+            and kind.replace("'", '&#x27;') in html
+            or kind in html
+        )
         assert all(text in html for text in texts) and not re.search(r'src="(?!data:)', html)
 
 
@@ -120,7 +128,8 @@ def test_a_heat_map_is_drawn(pictures, capsys):
 )
 def test_a_mistake_is_one_line_and_writes_nothing(pictures, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'empty').mkdir()
+    for name in ('empty', 'folder.npz'):
+        (tmp_path / name).mkdir()
     with pytest.raises((InputError, FileNotFoundError), match=message):
         predict.main([word.format(f='pictures', e='empty') for word in argv])
     assert not [*tmp_path.glob('x.*'), *tmp_path.glob('*.html')]
@@ -188,3 +197,11 @@ def test_what_is_missing_is_named(pretrained, vqa_run, capsys):
         answer('none.pth', '--question', 'what?')
     with pytest.raises(InputError, match="cannot read the image 'a.png'"):
         answer(checkpoint, '--question', 'what?')
+
+
+def test_a_folder_with_fewer_pictures_than_wanted(pictures, tmp_path, capsys):
+    flags = ['--images', str(pictures[0]), '--text', 'a red ring', '--out', str(tmp_path / 'p.html')]
+    for top, rerank, shown in (('100', '2', 9), ('5', '2', 5)):
+        predict.main(['retrieve', *flags, '--top', top, '--rerank', rerank])
+        lines = capsys.readouterr().out.splitlines()
+        assert f'the best {shown} of 9 pictures' in lines[-1] and len(lines) == 2 + shown

@@ -77,3 +77,11 @@ def test_another_folder_is_refused(tmp_path):
     (tmp_path / 'world.json').write_text('{"version": 1, "seed": 0, "scenes": {"test": 5}}')
     with pytest.raises(InputError, match='there is no world.json of version 2 in it'):
         choices.main(['--data', str(tmp_path), '--out', str(tmp_path / 'x.json')])
+
+
+def test_no_file_of_the_dataset_is_overwritten(shapes):
+    for name in ('retrieval_test.json', 'world.json'):
+        before = (shapes / name).read_bytes()
+        with pytest.raises(InputError, match=f'--out .*{name} is an input of the command'):
+            choices.main(['--data', str(shapes), '--out', str(shapes / name)])
+        assert (shapes / name).read_bytes() == before
