@@ -77,28 +77,38 @@ def _batches(items: list, size: int, title: str) -> Iterator[list]:
 
 def _load(pictures: Sequence[Picture]) -> list[Any]:
     """Pictures as a model takes them: paths, or what is in the box. Equal ones are one object."""
+    images = {picture: cropped(picture) if picture.box else picture.path for picture in dict.fromkeys(pictures)}
+    return [images[picture] for picture in pictures]
+
+
+def cropped(picture: Picture) -> Any:
+    """The Pillow image in the box of a picture, black beyond its edges. BadImage if the box is of another picture."""
     from PIL import Image
 
-    from dataset.images import read_image
+    from dataset.images import bad_image, read_image
 
-    images = {
-        picture: Image.fromarray(read_image(picture.path)).crop(picture.box) if picture.box else picture.path
-        for picture in dict.fromkeys(pictures)
-    }
-    return [images[picture] for picture in pictures]
+    image = Image.fromarray(read_image(picture.path))
+    if picture.box:
+        left, top, right, bottom = picture.box
+        width, height = image.size
+        outside = right <= 0 or bottom <= 0 or left >= width or top >= height
+        if outside or right - left > 2 * width or bottom - top > 2 * height:
+            raise bad_image(picture.path, f'it has {width} x {height} pixels, and its box is {list(picture.box)}')
+        image = image.crop(picture.box)
+    return image
 
 
 @contextmanager
 def _naming_rows(pictures: Sequence[Picture], rows: Sequence[Choice]) -> Iterator[None]:
     """An error about one of these pictures names the first row that shows it."""
-    from dataset.images import BadImage, read_image
+    from dataset.images import BadImage
 
     try:
         yield
     except BadImage:
         for picture in pictures:
             try:
-                read_image(picture.path)
+                cropped(picture)
             except BadImage as error:
                 row = next(row for row in rows if picture in row.pictures)
                 raise InputError(f'{row.place}: {error}; repair the image, or drop the row') from None

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -67,11 +68,14 @@ def run_main(main: Callable[[], object]) -> NoReturn:
 def reader_left() -> bool:
     """Whether nobody reads what is printed any more, such as `head`, which has enough. Then nothing is printed."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        left = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, AttributeError):  # no file, or a system without poll
+        return False
+    if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return left
 
 
 def end_by_signal(stop: Stopped | KeyboardInterrupt) -> NoReturn:

@@ -65,3 +65,10 @@ def test_a_bad_log_is_named(tmp_path, text, message):
         (tmp_path / 'log.txt').write_text(text)
     with pytest.raises(InputError, match=message):
         main(['table', str(tmp_path)])
+
+
+@pytest.mark.parametrize('missing', [None, float('nan'), 'x'])
+def test_an_epoch_without_a_number_is_not_the_best(tmp_path, capsys, missing):
+    means = [missing, 40.0, 60.0, missing, 50.0]
+    run = write_log(tmp_path / 'a', *({'epoch': epoch, 'val_r_mean': mean} for epoch, mean in enumerate(means)))
+    assert table_of(capsys, run)['epoch'] == ['2']

@@ -126,6 +126,19 @@ def test_aro_is_cropped_to_its_box(tmp_path):
     assert metrics['itm']['all']['accuracy'] == pytest.approx(100 / 3)
 
 
+@pytest.mark.parametrize('box', [(30, 0, 10, 10), (0, -20, 10, 10), (0, 0, 100000, 10), (0, 0, 10, 21)])
+def test_a_box_of_another_picture_is_named(tmp_path, box):
+    paint(tmp_path / '1.png', RED, GREEN, BLUE)
+    row = {'image_path': '1.png', 'true_caption': 'a blue cup', 'false_caption': 'a red cup', 'relation_name': 'x'}
+    row |= dict(zip(('bbox_x', 'bbox_y', 'bbox_w', 'bbox_h'), box, strict=True))
+    good = row | {'bbox_x': 5, 'bbox_y': -5, 'bbox_w': 60, 'bbox_h': 20}  # partly outside
+    found = read_choices(write_rows(tmp_path / 'aro.json', [good, row]), str(tmp_path))
+    for scores in (choose_caption.itc_scores, choose_caption.itm_scores):
+        with pytest.raises(InputError, match=r'aro.json, row 1: .* 30 x 10 pixels, and its box is \[.*; repair the im'):
+            scores(ColorModel(), found, 2)
+        assert len(scores(ColorModel(), found[:1], 2)) == 1
+
+
 def winoground(folder):
     """Two rows: one that a bag of colors solves, one whose pictures differ in the order of colors only."""
     for name, colors in {'p': [RED], 'q': [GREEN], 'r': [RED, RED, BLUE], 's': [RED, BLUE, BLUE]}.items():

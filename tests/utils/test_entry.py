@@ -1,7 +1,10 @@
 """How a script ends: one line for an error that the user can correct, a traceback for a bug."""
 
 import errno
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch
 from tests.processes import run_script
 from utils.entry import run_main, user_message
 from utils.errors import InputError, MissingFileError
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -135,3 +140,22 @@ def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path):
     code, printed = end_of_worker(tmp_path, "KeyError('row 3')")
     assert code == 1 and 'Caught KeyError in DataLoader worker' in printed and 'in __getitem__' in printed
     assert not printed.startswith('error: ')
+
+
+PRINTS = "from utils.entry import run_main; run_main(lambda: [print('\u732b' * 50) for _ in range(5000)] and None)"
+
+
+@pytest.mark.parametrize('reader, code', [('head -1', 141), ('cat', 0)])
+def test_a_reader_that_has_enough_ends_a_program_in_silence(reader, code):
+    """And a terminal that lacks a letter gets it escaped."""
+    command = f'set -o pipefail; "$PYTHON" -c "$PRINTS" | {reader}'
+    more = {'PYTHON': sys.executable, 'PRINTS': PRINTS, 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'ascii'}
+    done = subprocess.run(['bash', '-c', command], env=os.environ | more, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, '')
+    assert done.stdout.startswith('\\u732b\\u732b')
+
+
+def test_a_broken_pipe_that_is_not_the_readers_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['script.py', '--debug'])
+    with pytest.raises(BrokenPipeError):
+        run_main(raising(BrokenPipeError(errno.EPIPE, 'Broken pipe')))
