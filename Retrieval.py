@@ -79,11 +79,12 @@ def evaluate(model, splits, config, device, page=None):
         require_finite(name, *scores)
         if distributed.is_main():
             truth = dataset.txt2img, dataset.img2txt
+            coco_ids = dataset.coco_ids() if config['eccv_caption'] and name == 'test' else ()
             rankings = {name: (scores.i2t, scores.t2i), f'{name}_itc': (scores.sim_i2t, scores.sim_i2t.t())}
             for prefix, ranking in rankings.items():
                 values = retrieval_recall(*ranking, *truth)
-                if config['eccv_caption'] and name == 'test':
-                    values |= eccv_metrics(*ranking, *dataset.coco_ids())
+                if coco_ids:
+                    values |= eccv_metrics(*ranking, *coco_ids)
                 result |= {f'{prefix}_{key}': value for key, value in values.items()}
             if page and name == list(splits)[-1]:
                 write_page(page, dataset, scores.i2t, scores.t2i)

@@ -46,7 +46,8 @@ def run_main(main: Callable[[], object]) -> NoReturn:
         end_by_signal(stop)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_left():
-            sys.exit(128 + signal.SIGPIPE)
+            code = 128 + signal.SIGPIPE
+            sys.exit(code) if 'torch' not in sys.modules else exit_now(code)
         if debug:
             raise
         from utils import distributed  # imports torch, which the help of a tool does not need

@@ -84,6 +84,11 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = 
     """InputError, before any work, for a file to be written that is a folder or one of the inputs."""
     if os.path.isdir(path):
         raise InputError(f'{option} {path} is a folder; give the name of a file')
+    refuse_input(path, inputs, option)
+
+
+def refuse_input(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], option: str = '--out') -> None:
+    """InputError if a file to be written is one of the inputs."""
     if os.path.realpath(path) in map(os.path.realpath, inputs):
         raise InputError(f'{option} {path} is an input of the command and would be overwritten; give another file')
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.annotations.json_reader import LINES_ENDINGS, open_annotations, read_rows
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, refuse_input
 
 MAX_WORDS = 200  # training reads the first 30; a web page stored as a caption would only take memory
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
@@ -31,17 +31,13 @@ class Inputs:
         """Protect every file that an argument other than --out names. InputError if --out names one of them."""
         given = [value for name, value in vars(args).items() if name != 'out']
         words = [word for value in given for word in (value if isinstance(value, list) else [value])]
-        files = (word for word in words if isinstance(word, str) and os.path.isfile(word))
-        cls.files = frozenset(map(os.path.realpath, files))
+        cls.files = frozenset(word for word in words if isinstance(word, str) and os.path.isfile(word))
         cls.refuse(args.out)
 
     @classmethod
     def refuse(cls, path: str) -> None:
         """InputError if a file to be written is an input."""
-        if os.path.realpath(path) in cls.files:
-            raise InputError(
-                f'{path} is an input of the command and would be overwritten: give another file with --out'
-            )
+        refuse_input(path, cls.files)
 
 
 class Summary:

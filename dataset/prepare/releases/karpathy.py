@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 from dataset.prepare.arguments import add_command, add_output_arguments
@@ -241,18 +242,11 @@ def write_retrieval(folder: str, name: str, images: list[Image], summary: Summar
 def evaluation_rows(images: list[Image], summary: Summary) -> Iterator[dict]:
     """Retrieval rows for evaluation: one per image, with COCO's ids of image and captions if the release has them."""
     for image in images:
-        captions = [clean_caption(caption, summary) for caption in image.captions]
-        row = {'image': image.path, 'caption': [caption for caption in captions if caption is not None]}
-        if image.caption_ids:
-            pairs = zip(captions, image.caption_ids, strict=True)
-            row |= {
-                'image_id': image.coco_id,
-                'caption_ids': [number for caption, number in pairs if caption is not None],
-            }
-        if row['caption']:
+        for row in caption_rows([(image.path, image.captions)], True, summary):
+            if image.caption_ids:
+                kept = [clean_caption(caption, Summary('')) is not None for caption in image.captions]
+                row |= {'image_id': image.coco_id, 'caption_ids': [*compress(image.caption_ids, kept)]}
             yield row
-        else:
-            summary.dropped['image without a caption'] += 1
 
 
 def training_rows(images: list[Image], summary: Summary) -> Iterator[dict]:
