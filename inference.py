@@ -237,7 +237,7 @@ class Predictor:
         if self.task not in tasks:
             raise InputError(
                 f'{self.pretrained.source}: it was trained for {TASK_WORDS[self.task]}, and {method} needs a '
-                f'checkpoint of {" or ".join(TASK_WORDS[task] for task in tasks)}'
+                f'checkpoint of {" or ".join(TASK_WORDS[task] for task in tasks)}; give one'
             )
 
     def _pixels(self, images: Sequence[Source]) -> Tensor:
