@@ -18,9 +18,13 @@ import torch
 from dataset.caption_dataset import PretrainDataset
 from dataset.grit.batch_similarity import BatchSimilarity
 from dataset.grit.collector import GritCollector
+from dataset.grit.quantile import GritQuantile
+from dataset.grit.schedule import is_grouped, may_be_grouped
 from dataset.grit.warmstart import saved_order
 from engine import TrainingRun, find_checkpoint
 from models import create_model
+from models.false_negatives import false_negative_rate
+from models.match_filter import load_filter
 from models.tokenization_bert import create_tokenizer
 from models.weight_files import read_weights
 from models.weights import load_bert, load_deit, load_pretrain
@@ -35,21 +39,6 @@ from utils.setup import autocast, finish_evaluation, script, start, to_device, u
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 METRICS = (*LOSSES, 'itm_acc')
 MAJORITY_ITM = 'ITM that always predicts "no match" has itm_acc 0.6667 and loss_itm 0.6365'
-
-
-def may_be_grouped(epoch, config):
-    """Whether GRIT may order an epoch: not the first, nor those before `grit_from_epoch`."""
-    first = 1 if config['grit_from_epoch'] == 'auto' else max(1, config['grit_from_epoch'])
-    return config['sampler'] == 'grit' and epoch >= first
-
-
-def is_grouped(epoch, config, records):
-    """Whether GRIT orders an epoch. With `grit_from_epoch: auto`, as soon as an earlier epoch's mean beta reached 1.
-
-    ITM then reaches its target accuracy with ALBEF's negatives. records: the lines of log.txt of the epochs before.
-    """
-    ready = config['grit_from_epoch'] != 'auto' or any(record.get('train_itm_beta', 0) >= 1 for record in records)
-    return may_be_grouped(epoch, config) and ready
 
 
 def collect(collector, batch, image_feat, text_feat):
@@ -74,6 +63,18 @@ def set_next_order(run, epoch, collector, record, args, config):
     collector.begin_epoch(epoch)
 
 
+def metrics_of(model, quantile, dataset):
+    """What else is logged of a step, depending on the settings: {name: a function of the batch and the output}."""
+    settings = {
+        'temp': (True, lambda batch, out: model.temp),
+        'itm_beta': (model.negatives.adapts, lambda batch, out: model.negatives.beta),
+        'grit_quantile': (quantile.adapts, lambda batch, out: 1 - quantile.distance),
+        'false_negative_rate': (dataset.has_truth, lambda batch, out: false_negative_rate(batch, *out['pairs'])),
+        'match_rate': (model.filter, lambda batch, out: out['pairs'].is_match.float().mean()),
+    }
+    return {name: value for name, (is_logged, value) in settings.items() if is_logged}
+
+
 @torch.no_grad()
 def evaluate(run, checkpoint, config, device):
     """Mean losses and ITM accuracy over the training files, in evaluation mode: {val_...: mean}.
@@ -81,8 +82,8 @@ def evaluate(run, checkpoint, config, device):
     ITM's negatives are those of the last epoch, with the beta of the checkpoint.
     """
     run.model.eval()
+    unwrap(run.model).begin_epoch(config['train_epochs'] - 1)
     negatives = unwrap(run.model).negatives
-    negatives.begin_epoch(config['train_epochs'] - 1)
     content = open_run(checkpoint, 'pretrain') if negatives.adapts and checkpoint else None
     if content and 'itm_negatives' in content['ranks'][0]:
         negatives.load_state_dict(content['ranks'][0]['itm_negatives'])
@@ -104,10 +105,8 @@ def initialize(model, args, config):
     if args.evaluate:
         raise InputError('--evaluate: nothing to evaluate; give the weights of a finished run with --checkpoint')
     print_rank0(load_bert(model.text_encoder, args.text_encoder))
-    if config['init_deit']:
-        print_rank0(load_deit(model.visual_encoder, config['init_deit'], config['vit']))
-    else:
-        print_rank0('image encoder: random weights (init_deit: false)')
+    print_rank0(load_deit(model.visual_encoder, config['init_deit'], config['vit']))
+    model.copy_momentum()
 
 
 def parse_arguments(argv):
@@ -139,11 +138,13 @@ def main(argv=None):
         initialize(model, args, config)
     model = to_device(model, device, config)
 
-    # GRIT's queues, how similar the neighbors in the batches were, and ITM's negatives.
-    collector = GritCollector(config['queue_size'], config['search_space'], args.seed, distributed.rank())
-    similarity = BatchSimilarity()
-    negatives = unwrap(model).negatives.to(device)
-    adaptive = {'itm_negatives': negatives} if negatives.adapts else {}
+    # GRIT's queues, how similar the neighbors in the batches were, ITM's negatives, and what else adapts itself.
+    quantile = GritQuantile(config['grit_quantile'], config['itm_target_accuracy']).to(device)
+    negatives, similarity = unwrap(model).negatives.to(device), BatchSimilarity()
+    sizes = config['queue_size'], config['search_space']
+    collector = GritCollector(*sizes, args.seed, distributed.rank(), quantile, config['grit_grouping'])
+    unwrap(model).filter = load_filter(config, tokenizer, device)
+    extra = metrics_of(unwrap(model), quantile, dataset)
     run = TrainingRun(
         'pretrain',
         model,
@@ -151,10 +152,10 @@ def main(argv=None):
         args,
         config,
         device,
-        metrics=(*METRICS, 'temp', *(['itm_beta'] if negatives.adapts else [])),
+        metrics=(*METRICS, *extra),
         batch_size=config['batch_size'],
         epochs=config['train_epochs'],
-        state={'collector': collector, 'similarity': similarity, **adaptive},
+        state={'collector': collector, 'similarity': similarity, 'itm_negatives': negatives, 'grit_quantile': quantile},
     )
     if args.evaluate:
         return finish_evaluation(args, evaluate(run, args.checkpoint, config, device))
@@ -162,14 +163,15 @@ def main(argv=None):
     run.begin(resume_from, saved_order(folder) if folder and not resume_from else None)
 
     for epoch in run.epochs():
-        negatives.begin_epoch(epoch)
+        unwrap(model).begin_epoch(epoch)
+        quantile.begin_epoch(is_grouped(epoch, config, run.status.records))
         for batch in run.batches():
             with autocast(device, config):
-                out = model(batch['image'], batch['text'], batch['image_key'])
+                out = model(batch['image'], batch['text'], batch['image_key'], alpha=run.distillation_weight())
             run.optimize(sum(out[name] for name in LOSSES))
             negatives.adapt(out['itm_acc'])
-            beta = {'itm_beta': negatives.beta} if negatives.adapts else {}
-            run.log(**{name: out[name] for name in METRICS}, temp=unwrap(model).temp, **beta)
+            quantile.adapt(out['itm_acc'])
+            run.log(**{name: out[name] for name in METRICS}, **{name: of(batch, out) for name, of in extra.items()})
 
             # GRIT collects the features of this step, from before its update.
             if may_be_grouped(epoch + 1, config):

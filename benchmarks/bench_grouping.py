@@ -3,10 +3,13 @@
     python benchmarks/bench_grouping.py                                  # L 48,000, M 1,920, D 256
     python benchmarks/bench_grouping.py --search_space 7680 --rounds 1   # other sizes
     python benchmarks/bench_grouping.py --baseline false                 # `group_queue` only
+    python benchmarks/bench_grouping.py --quantile 0.98                  # chains at a quantile, compared with 1
+    python benchmarks/bench_grouping.py --grouping cuthill_mckee         # another grouping, compared with the chains
     python benchmarks/bench_grouping.py --pairs 400000000 --ranks 128    # instead: the plan of one rank for a dataset
 
 Grouping is timed on the CPU, and on a GPU if there is one. The two ways take turns, so that both run under the same
-load; the times are the best of all rounds.
+load; the times are the best of all rounds. With `--quantile` or `--grouping` the second way is `group_queue` as GRIT
+has it.
 
 Legend: L queue length, M search space, D feature width.
 """
@@ -17,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -24,6 +28,7 @@ from torch.nn.functional import normalize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from dataset.grit import group_queue  # noqa: E402
+from dataset.grit.cuthill_mckee import GROUPINGS, require_grouping  # noqa: E402
 from dataset.grit.epoch_plan import EpochPlan  # noqa: E402
 from dataset.grit.grouping import example_shuffle, generator_for  # noqa: E402
 from utils.arguments import Parser, add_flag  # noqa: E402
@@ -87,27 +92,28 @@ def bench_grouping(device: str, args: argparse.Namespace) -> None:
     image_feat = normalize(torch.randn(args.length, args.width, generator=generator), dim=1)
     text_feat = normalize(image_feat + torch.randn(args.length, args.width, generator=generator) / 16, dim=1)
     image_feat, text_feat = image_feat.to(device), text_feat.to(device)
-    group_queue(image_feat[:64], text_feat[:64], 32, generator_for('warm up'))
+    group = partial(group_queue, quantile=args.quantile, grouping=args.grouping)
+    is_grit = (args.quantile, args.grouping) == (1, 'chain')
+    name, baseline = ('step by step', group_queue_step_by_step) if is_grit else ("GRIT's chains", group_queue)
+    group(image_feat[:64], text_feat[:64], 32, generator_for('warm up'))
     before = peak_bytes(device)
     fast, slow = [], []
     for turn in range(args.rounds):
-        seconds, order = timed(group_queue, image_feat, text_feat, args.search_space, generator_for(turn))
+        seconds, order = timed(group, image_feat, text_feat, args.search_space, generator_for(turn))
         fast.append(seconds)
         if turn == 0:
             memory = peak_bytes(device) - before
         if args.baseline:
-            seconds, expected = timed(
-                group_queue_step_by_step, image_feat, text_feat, args.search_space, generator_for(turn)
-            )
+            seconds, expected = timed(baseline, image_feat, text_feat, args.search_space, generator_for(turn))
             slow.append(seconds)
-            agreement = (order.cpu() == expected).float().mean()
-            print(f'round {turn}: {fast[-1]:.2f} s, step by step {slow[-1]:.2f} s; equal positions {agreement:.2%}')
+            agreement = (order.cpu() == expected.cpu()).float().mean()
+            print(f'round {turn}: {fast[-1]:.2f} s, {name} {slow[-1]:.2f} s; equal positions {agreement:.2%}')
     print(
         f'{device}: L {args.length:,} M {args.search_space:,} D {args.width}, {torch.get_num_threads()} threads: '
         f'group_queue {min(fast):.3f} s, at most {memory / 2**20:,.0f} MiB in addition to the features'
     )
     if args.baseline:
-        print(f'{device}: step by step {min(slow):.2f} s; ratio {min(slow) / min(fast):.1f}')
+        print(f'{device}: {name} {min(slow):.3f} s; ratio {min(slow) / min(fast):.2f}')
 
 
 def bench_plan(args: argparse.Namespace) -> None:
@@ -137,13 +143,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--search_space', type=int, default=1920, help='M (default %(default)s)')
     parser.add_argument('--width', type=int, default=256, help='D (default %(default)s)')
     parser.add_argument('--rounds', type=int, default=3, help='turns of each way (default %(default)s)')
-    add_flag(parser, '--baseline', True, 'also group step by step')
+    add_flag(parser, '--baseline', True, 'also group the second way')
+    parser.add_argument('--quantile', type=float, default=1.0, help='of the chains (default %(default)s)')
+    parser.add_argument('--grouping', choices=GROUPINGS, default='chain', help='(default %(default)s)')
     parser.add_argument('--pairs', type=int, help='instead of grouping, plan epochs of a dataset of this size')
     parser.add_argument('--ranks', type=int, default=4, help='with --pairs (default %(default)s)')
     args = parser.parse_args(argv)
     for name in ('length', 'search_space', 'width', 'rounds', 'ranks'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name} {getattr(args, name)}: must be at least 1')
+    if not 0 <= args.quantile <= 1:
+        raise InputError(f'--quantile {args.quantile}: must be from 0 to 1')
+    require_grouping(args.grouping)
     if args.baseline and args.pairs is None and args.length % args.search_space:
         raise InputError(
             f'--length {args.length}: the baseline needs a multiple of --search_space {args.search_space}; change one '

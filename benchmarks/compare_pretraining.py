@@ -1,24 +1,28 @@
-"""GRIT against random mini-batches on the synthetic dataset: the runs and the tables of docs/experiments.md.
+"""Ways to pre-train, compared on the synthetic dataset: the runs and the tables of docs/experiments.md.
 
     python benchmarks/compare_pretraining.py --arms random grit --seeds 0 1 2
+    python benchmarks/compare_pretraining.py --arms random albef grit mafa --data output/shapes_half --duplicates 0.5
 
-An arm is configs/shapes/Pretrain.yaml with some keys changed. Every run is `Pretrain.py` with one thread and then
+An arm is a configuration of configs/shapes with some keys changed. Every run is `Pretrain.py` with one thread and then
 `Retrieval.py --evaluate` on the unseen scenes of the test split. All arms of one seed start from the same weights and
-are the same run, to the bit, as long as their settings agree. A second call continues interrupted runs, skips finished
-ones and prints the table again.
+are the same run, to the bit, as long as their settings agree; so those that agree in the first START epochs continue
+one run. A second call continues interrupted runs, skips finished ones and prints the table again.
 """
 
 import json
+import math
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from evaluation.log_table import read_log  # noqa: E402
@@ -32,21 +36,42 @@ SAMPLED = 'itm_negatives={0: uniform, 2: sampled}'
 AUTO = 'itm_negatives=auto'
 
 
+START = 4  # epochs; in the next one GRIT collects what it orders then
+
+
+class Arm(NamedTuple):
+    """words: what it is. changed: the changed keys. shares: it agrees with the configuration for START epochs."""
+
+    words: str
+    changed: list[str]
+    shares: bool = False
+    config: str = 'Pretrain'
+
+
 def epochs(count: int) -> list[str]:
     return [f'train_epochs={count}', f'schedular.epochs={count}']
 
 
-# {name: (what it is, changed keys)}; the configuration itself has 8 epochs.
+# The configuration itself has 8 epochs. GRIT and the hardest negative begin with epoch 5.
+SMOOTHED = 'itc_smoothing={0: 0, 5: 0.5}'
+FILTER = 'false_negative_filter=examples/shapes_model'
 ARMS = {
-    'random': ('random batches; sampled negatives from epoch 2', ['sampler=random', SAMPLED]),
-    'random-12': ('the same, 12 epochs', ['sampler=random', SAMPLED, *epochs(12)]),
-    'random-16': ('the same, 16 epochs', ['sampler=random', SAMPLED, *epochs(16)]),
-    'grit': ('GRIT and the hardest negative from epoch 5', []),
-    'grit-sampled': ('GRIT from epoch 5; sampled negatives from epoch 2', [SAMPLED]),
-    'grit-auto': ('`itm_negatives: auto`, GRIT from epoch 3', [AUTO, 'grit_from_epoch=3']),
-    'auto': ('`itm_negatives: auto`, `grit_from_epoch: auto`', [AUTO, 'grit_from_epoch=auto']),
-    'official': ('GRIT and the hardest negative from the start', ['itm_negatives=hard', 'grit_from_epoch=0']),
+    'random': Arm('random batches; sampled negatives from epoch 2', ['sampler=random', SAMPLED], True),
+    'random-12': Arm('the same, 12 epochs', ['sampler=random', SAMPLED, *epochs(12)]),
+    'random-16': Arm('the same, 16 epochs', ['sampler=random', SAMPLED, *epochs(16)]),
+    'albef': Arm('ALBEF', [], config='Pretrain_ALBEF'),
+    'grit': Arm('GRIT and the hardest negative from epoch 5', [], True),
+    'grit-sampled': Arm('GRIT from epoch 5; sampled negatives from epoch 2', [SAMPLED], True),
+    'grit-smoothed': Arm('GRIT + smoothed ITC', [SMOOTHED], True),
+    'grit-quantile': Arm('GRIT + `grit_quantile: 0.99`', ['grit_quantile=0.99'], True),
+    'quantile-auto': Arm('GRIT + `grit_quantile: auto`', ['grit_quantile=auto'], True),
+    'mafa': Arm('MAFA: GRIT + smoothed ITC + filter', [SMOOTHED, FILTER], True),
+    'gcbs': Arm('`grit_grouping: cuthill_mckee`', ['grit_grouping=cuthill_mckee'], True),
+    'grit-auto': Arm('`itm_negatives: auto`, GRIT from epoch 3', [AUTO, 'grit_from_epoch=3']),
+    'auto': Arm('`itm_negatives: auto`, `grit_from_epoch: auto`', [AUTO, 'grit_from_epoch=auto']),
+    'official': Arm('GRIT and the hardest negative from the start', ['itm_negatives=hard', 'grit_from_epoch=0']),
 }
+BEGINNING = Arm('what the arms share', [f'train_epochs={START}'])
 METRICS = {
     'ITC mean': 'test_itc_r_mean',
     'TR@1': 'test_itc_txt_r1',
@@ -55,6 +80,7 @@ METRICS = {
     're-ranked TR@1': 'test_txt_r1',
     're-ranked IR@1': 'test_img_r1',
 }
+OTHERS = ('ITM accuracy', 'false negatives', 'seconds')  # of the last epoch; per epoch, of the last four
 lock = threading.Lock()
 
 
@@ -68,11 +94,12 @@ def run_script(command: Sequence[str], log: Path) -> None:
         raise InputError(f'{shlex.join(["python", *command])} failed (exit code {done.returncode}): {last}; see {log}')
 
 
-def refuse_other_settings(folder: Path, arm: str, data: str) -> None:
+def refuse_other_settings(folder: Path, arm: Arm, data: str) -> None:
     """InputError if the folder is of other settings or another dataset; else it is marked with these."""
     path, world = folder / 'settings.json', json.loads(Path(data, 'world.json').read_text())
-    config = (ROOT / 'configs/shapes/Pretrain.yaml').read_text()
-    settings = {'arm': ARMS[arm][1], 'configuration': config, 'dataset': [world['version'], world['seed']]}
+    config = (ROOT / f'configs/shapes/{arm.config}.yaml').read_text()
+    dataset = [world['version'], world['seed'], world.get('duplicates')]
+    settings = {'arm': arm.changed, 'configuration': config, 'dataset': dataset}
     found = json.loads(path.read_text()) if path.is_file() else None
     if folder.exists() and found != settings:
         raise InputError(f'{folder} is of other settings: remove it, or give another --out')
@@ -80,43 +107,63 @@ def refuse_other_settings(folder: Path, arm: str, data: str) -> None:
         json.dump(settings, file, indent=1)
 
 
-def run_arm(arm: str, seed: int, data: str, out: Path) -> None:
+def pretrain(arm: Arm, seed: int, data: str, folder: Path) -> dict:
+    """Pre-train, or continue, in the folder `pretrain` -> the record of the last epoch."""
+    refuse_other_settings(folder, arm, data)
+    settings = [f'image_root={data}', f'train_file={data}/pretrain.json', *arm.changed]
+    command = ['Pretrain.py', '--config', f'configs/shapes/{arm.config}.yaml', '--output_dir', f'{folder}/pretrain']
+    command += ['--seed', str(seed), '--resume', '--text_encoder', f'{data}/vocab', '--device', 'cpu']
+    run_script(command + [word for item in settings for word in ('--set', item)], folder / 'output.txt')
+    return read_log(folder / 'pretrain' / 'log.txt')[-1]
+
+
+def begin(seed: int, data: str, out: Path) -> Path:
+    """The checkpoint after the epochs that arms share."""
+    folder = out / f'beginning-seed{seed}'
+    checkpoint = folder / 'pretrain' / f'checkpoint_{START - 1:02d}.pth'
+    if not checkpoint.is_file():
+        pretrain(BEGINNING, seed, data, folder)
+    return checkpoint
+
+
+def run_arm(name: str, seed: int, data: str, out: Path, beginning: Future | None = None) -> None:
     """Pre-train one arm with one seed and evaluate its last checkpoint; result.json is written last."""
-    folder = out / f'{arm}-seed{seed}'
+    arm, folder = ARMS[name], out / f'{name}-seed{seed}'
     refuse_other_settings(folder, arm, data)
     if (folder / 'result.json').is_file():
         return
-    common = ['--text_encoder', f'{data}/vocab', '--device', 'cpu', '--set', f'image_root={data}']
-    settings = [f'train_file={data}/pretrain.json', *ARMS[arm][1]]
-    command = ['Pretrain.py', '--config', 'configs/shapes/Pretrain.yaml', '--output_dir', f'{folder}/pretrain']
-    command += ['--seed', str(seed), '--resume', *common, *(word for item in settings for word in ('--set', item))]
-    run_script(command, folder / 'output.txt')
-    trained = read_log(folder / 'pretrain' / 'log.txt')[-1]
-    seconds = re.findall(r'^epoch \d+ took ([\d.]+) s$', (folder / 'output.txt').read_text(), re.MULTILINE)
+    if beginning is not None and not (folder / 'pretrain').exists():
+        (folder / 'pretrain').mkdir()
+        shutil.copy(beginning.result(), folder / 'pretrain')
+    trained = pretrain(arm, seed, data, folder)
+    seconds = re.findall(r'^epoch \d+ took ([\d.]+) s$', (folder / 'output.txt').read_text(), re.MULTILINE)[-START:]
     command = ['Retrieval.py', '--config', 'configs/shapes/Retrieval.yaml', '--output_dir', f'{folder}/zero_shot']
-    command += ['--evaluate', '--checkpoint', f'{folder}/pretrain/checkpoint_{trained["epoch"]:02d}.pth', *common]
+    command += ['--evaluate', '--checkpoint', f'{folder}/pretrain/checkpoint_{trained["epoch"]:02d}.pth']
+    command += ['--text_encoder', f'{data}/vocab', '--device', 'cpu', '--set', f'image_root={data}']
     command += ['--set', 'val_file=null', '--set', f'test_file={data}/retrieval_test.json']
     run_script(command, folder / 'output.txt')
     found = read_log(folder / 'zero_shot' / 'log.txt')[-1]
-    result = {name: found[key] for name, key in METRICS.items()}
-    result |= {'ITM accuracy': trained['train_itm_acc'], 'minutes': sum(map(float, seconds)) / 60}
+    result = {metric: found[key] for metric, key in METRICS.items()}
+    false = 100 * trained.get('train_false_negative_rate', math.nan)
+    mean_seconds = statistics.mean(map(float, seconds))
+    result |= dict(zip(OTHERS, (trained['train_itm_acc'], false, mean_seconds), strict=True))
     with atomic_write(folder / 'result.json') as file:
         json.dump(result, file, indent=1)
     with lock:
-        print(f'{arm}, seed {seed}: {json.dumps({key: round(value, 2) for key, value in result.items()})}', flush=True)
+        print(f'{name}, seed {seed}: {json.dumps({key: round(value, 2) for key, value in result.items()})}', flush=True)
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """{arm: a result for each seed} -> a Markdown table of means, with the lowest and the highest seed."""
-    names = [*METRICS, 'ITM accuracy', 'minutes']
+    names = [*METRICS, *OTHERS]
     lines = [['arm', 'seeds', *names], ['---', '---:', *['---:'] * len(names)]]
     for arm, of_seeds in results.items():
-        cells = [ARMS[arm][0], str(len(of_seeds))]
+        cells = [ARMS[arm].words, str(len(of_seeds))]
         for name in names:
             values = [result[name] for result in of_seeds]
             digits = 2 if name == 'ITM accuracy' else 1
             cell = f'{statistics.mean(values):.{digits}f}'
-            if len(values) > 1 and name != 'minutes':
+            if len(values) > 1 and name in METRICS:
                 cell += f' ({min(values):.{digits}f} to {max(values):.{digits}f})'
             cells.append(cell)
         lines.append(cells)
@@ -130,15 +177,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--data', default='output/shapes', help='the synthetic dataset, made if it is not there')
+    parser.add_argument('--duplicates', type=float, metavar='P', help='share of duplicates in a synthetic dataset')
     parser.add_argument('--out', default='output/experiments', help='folder of the runs')
     parser.add_argument('--jobs', type=positive_int, default=2, help='runs at a time, one thread each')
     args = parser.parse_args(argv)
     data, out = os.path.abspath(args.data), Path(args.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    run_script(['-m', 'dataset.shapes', '--out', data], out / 'dataset.txt')
+    share = [] if args.duplicates is None else ['--duplicates', str(args.duplicates)]
+    run_script(['-m', 'dataset.shapes', '--out', data, *share], out / 'dataset.txt')
     args.arms, args.seeds = ([*dict.fromkeys(names)] for names in (args.arms, args.seeds))
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(run_arm, arm, seed, data, out) for seed in args.seeds for arm in args.arms]
+        runs = []
+        for seed in args.seeds:
+            open_arms = [arm for arm in args.arms if not (out / f'{arm}-seed{seed}' / 'result.json').is_file()]
+            shared = any(ARMS[arm].shares for arm in open_arms)
+            beginning = pool.submit(begin, seed, data, out) if shared else None
+            for arm in args.arms:
+                runs.append(pool.submit(run_arm, arm, seed, data, out, beginning if ARMS[arm].shares else None))
         try:
             for run in as_completed(runs):
                 run.result()

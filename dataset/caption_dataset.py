@@ -21,7 +21,9 @@ MAX_TOKENS = 25  # [CLS] included
 class PretrainDataset(TrainingSet):
     """Rows {image, caption}; of several captions one is drawn at each access.
 
-    A batch: image [B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, image_key [B] int64.
+    A batch: image [B, 3, R, R] float32, text (`Text`, [B, L]), index [B] int64, image_key [B] int64. If any row of the
+    files has `also_true_of`, also true_of [B, K] int64: the keys of the images of which the text of a row is true, its
+    own first, padded with its own.
     """
 
     def __init__(self, config: Mapping[str, Any], tokenizer, seed: int):
@@ -29,6 +31,7 @@ class PretrainDataset(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.transform = train_transform(config)
+        self.has_truth = table.has('also_true_of')
         require_images(table, lambda row: [row['image']], config)
 
     def path(self, row: Mapping[str, Any]) -> str:
@@ -41,14 +44,26 @@ class PretrainDataset(TrainingSet):
         row = self.table[index]
         captions = row['caption']
         caption = captions[rng.integers(len(captions))] if len(captions) > 1 else captions[0]
-        return {
+        example = {
             'image': self.transform(self.path(row), rng),
             'caption': pre_caption(caption, MAX_WORDS),
             'image_key': image_key(row['image']),
         }
+        if self.has_truth:
+            example['true_of'] = [image_key(path) for path in (row['image'], *row.get('also_true_of', ()))]
+        return example
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return collate_common(examples) | {
+        batch = collate_common(examples) | {
             'text': tokenize(self.tokenizer, [example['caption'] for example in examples], MAX_TOKENS),
             'image_key': torch.tensor([example['image_key'] for example in examples]),
         }
+        if self.has_truth:
+            batch['true_of'] = padded([example['true_of'] for example in examples])
+        return batch
+
+
+def padded(keys: list[list[int]]) -> torch.Tensor:
+    """Lists of keys, each padded with its first to the longest: [B, K] int64."""
+    longest = max(map(len, keys))
+    return torch.tensor([[*some, *some[:1] * (longest - len(some))] for some in keys])

@@ -10,18 +10,23 @@ the strength only:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from models import losses
-from utils import distributed
+from utils.running_accuracy import running_accuracy
 
+T = TypeVar('T')
 STRENGTHS = {'uniform': 0.0, 'sampled': 1.0}
 BETA_RANGE = (0.02, 50.0)
 BETA_RATE = 0.2
-ACCURACY_DECAY = 0.95
+
+
+def of_epoch(schedule: Mapping[int, T], epoch: int) -> T:
+    """The entry of an epoch in a schedule {first epoch: entry}, which has one for epoch 0."""
+    return schedule[max(first for first in schedule if first <= epoch)]
 
 
 class ItmNegatives:
@@ -48,7 +53,7 @@ class ItmNegatives:
 
     def begin_epoch(self, epoch: int) -> None:
         """Use the policy of an epoch."""
-        self.policy = self.schedule[max(first for first in self.schedule if first <= epoch)]
+        self.policy = of_epoch(self.schedule, epoch)
 
     def pick(self, sim: Tensor, excluded: Tensor) -> Tensor:
         """A negative for each row: sim [B, C], excluded [B, C] bool -> [B] int64."""
@@ -57,13 +62,21 @@ class ItmNegatives:
         strength = self.beta if self.policy == 'auto' else STRENGTHS[self.policy]
         return losses.sampled_negatives(sim, excluded, strength)
 
+    def next_choice(self, sim: Tensor, excluded: Tensor, chosen: Tensor, replaced: Tensor) -> Tensor:
+        """Pick anew, without the first choice, where `replaced` [B] bool: chosen [B] -> [B]; sim and excluded [B, C].
+
+        A row without another candidate keeps its choice.
+        """
+        remaining = excluded.scatter(1, chosen[:, None], True)
+        replaced = replaced & ~remaining.all(dim=1)
+        return torch.where(replaced, self.pick(sim, remaining & replaced[:, None]), chosen)
+
     @torch.no_grad()
     def adapt(self, accuracy: Tensor) -> None:
         """Move beta after a step (a collective, only with `auto`). accuracy: [], ITM's in this step. No host sync."""
         if self.policy != 'auto':
             return
-        accuracy = distributed.all_reduce_sum(accuracy.detach().float().clone()) / distributed.world_size()
-        self.accuracy = ACCURACY_DECAY * self.accuracy + (1 - ACCURACY_DECAY) * accuracy
+        self.accuracy = running_accuracy(self.accuracy, accuracy)
         self.beta = (self.beta * torch.exp(BETA_RATE * (self.accuracy - self.target))).clamp(*BETA_RANGE)
 
     def state_dict(self) -> dict[str, Any]:

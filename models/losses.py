@@ -5,7 +5,12 @@ Legend: B batch, C candidates, E embedding, N masked positions, V vocabulary.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def feature(embeds: Tensor, projection: nn.Module) -> Tensor:
+    """The normalized feature of the [CLS] token, in float32: [B, L, D] -> [B, E]."""
+    return F.normalize(projection(embeds[:, 0]).float(), dim=-1)
 
 
 def similarities(image_feat: Tensor, text_feat: Tensor, temp: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -27,6 +32,17 @@ def same_image_targets(idx: Tensor, candidate_idx: Tensor) -> Tensor:
     """The target distribution of each row, uniform over the candidates with its image: [B], [C] -> [B, C]."""
     positive = (idx[:, None] == candidate_idx[None]).float()
     return positive / positive.sum(dim=1, keepdim=True)
+
+
+def itc_targets(size: tuple[int, int], other: Tensor, found: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The target distribution of each row of ITC where own candidates are not all: size (B, C) -> [B, C].
+
+    The positives of row i are candidate i and, where `found` [B] bool, candidate other[i]; they weigh alike. smoothing:
+    the weight of the uniform distribution over all candidates that is mixed in (MAFA, arXiv 2312.06112).
+    """
+    positive = torch.eye(*size, device=other.device).scatter_add(1, other[:, None], found.float()[:, None])
+    targets = positive / positive.sum(dim=1, keepdim=True)
+    return (1 - smoothing) * targets + smoothing / size[1]
 
 
 def contrastive_loss(sim_i2t: Tensor, sim_t2i: Tensor) -> Tensor:
@@ -53,13 +69,12 @@ def consistency_loss(sim_i2t: Tensor, sim_t2i: Tensor) -> Tensor:
     return (soft_cross_entropy(sim_i2t, target_i2t) + soft_cross_entropy(sim_t2i, target_t2i)) / 2
 
 
-def itm_loss(logits: Tensor, batch: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def itm_loss(logits: Tensor, is_match: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """ITM: cross entropy of (no match, match), and the share of correct predictions.
 
-    logits: [R, 2]; the first `batch` rows are matches, the others are not. counted: [R] float, 0 for rows that do not
-    count.
+    logits: [R, 2]. is_match: [R] bool. counted: [R] float, 0 for rows that do not count.
     """
-    is_match = (torch.arange(len(logits), device=logits.device) < batch).long()
+    is_match = is_match.long()
     correct = logits.detach().argmax(dim=1) == is_match
     if counted is None:
         return F.cross_entropy(logits, is_match), correct.float().mean()
@@ -73,6 +88,15 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits: [N, V]. labels: [N].
     """
     return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)
+
+
+def distilled_mlm_loss(logits: Tensor, labels: Tensor, logits_m: Tensor, alpha: float) -> Tensor:
+    """ALBEF: the loss of MLM, mixed with the cross entropy of the momentum model's prediction, which weighs `alpha`.
+
+    logits, logits_m: [N, V]. labels: [N].
+    """
+    loss = F.cross_entropy(logits, logits_m.softmax(dim=1), reduction='sum') / max(len(labels), 1)
+    return (1 - alpha) * mlm_loss(logits, labels) + alpha * loss
 
 
 def negative_mask(batch: Tensor, *keys: Tensor) -> Tensor:

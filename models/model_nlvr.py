@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from models import losses
 from models.inputs import SpecialTokens, TokenBatch
-from models.momentum import copy_to_momentum, update_momentum
+from models.momentum import MomentumModel
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
 from models.xbert import BertConfig
 
 
-class NLVRModel(nn.Module):
+class NLVRModel(MomentumModel):
     """ALBEF's encoders with doubled fusion layers and a classifier of [false, true].
 
     config: see `create_model`; tokenizer is not read. With `distill` the predictions of a momentum copy of all parts
     are soft targets; call `copy_momentum` after weights are loaded.
     """
+
+    COPIED = ('visual_encoder', 'text_encoder', 'cls_head')
 
     def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
@@ -55,7 +57,7 @@ class NLVRModel(nn.Module):
         loss = F.cross_entropy(logits, targets)
         if self.distill:
             if torch.is_grad_enabled():  # otherwise nothing is trained
-                update_momentum(self.momentum_pairs(), self.momentum)
+                self.update_momentum()
             with torch.no_grad():
                 soft_targets = self.momentum_logits(images, text).softmax(dim=1)
             loss = (1 - alpha) * loss + alpha * losses.soft_cross_entropy(logits, soft_targets)
@@ -66,19 +68,6 @@ class NLVRModel(nn.Module):
 
     def momentum_logits(self, images: Tensor, text: TokenBatch) -> Tensor:
         return classify(images, text, self.visual_encoder_m, self.text_encoder_m, self.cls_head_m)
-
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """[(module, its momentum copy)]"""
-        return [
-            (self.visual_encoder, self.visual_encoder_m),
-            (self.text_encoder, self.text_encoder_m),
-            (self.cls_head, self.cls_head_m),
-        ]
-
-    def copy_momentum(self) -> None:
-        """Copy the current weights to the momentum copies, if there are any."""
-        if self.distill:
-            copy_to_momentum(self.momentum_pairs())
 
 
 def create_parts(config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -8,18 +8,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses, rerank
 from models.inputs import SpecialTokens, TokenBatch
-from models.momentum import copy_to_momentum, update_momentum
+from models.momentum import QueueModel
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
-from utils import distributed
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(QueueModel):
     """ALBEF's encoders and heads, fine-tuned to find the texts of an image and the images of a text.
 
     config: see `create_model`; tokenizer is not read. With `use_momentum` a queue of the momentum encoders' features
@@ -38,13 +36,7 @@ class RetrievalModel(nn.Module):
         if self.use_momentum:
             self.visual_encoder_m, self.vision_proj_m, self.text_encoder_m, self.text_proj_m = self._encoders(config)
             self.copy_momentum()
-            size = config['queue_size']
-            self.register_buffer('image_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))  # [E, Q]
-            self.register_buffer('text_queue', F.normalize(torch.randn(config['embed_dim'], size), dim=0))
-            self.register_buffer(
-                'idx_queue', torch.full((1, size), -100)
-            )  # no image: random features are nobody's positive
-            self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.int64))
+            self.create_queue(config['embed_dim'], config['queue_size'], with_idx=True)
         self.visual_encoder.set_grad_checkpointing(config['grad_checkpointing'])
         self.text_encoder.grad_checkpointing = config['grad_checkpointing']
 
@@ -55,18 +47,6 @@ class RetrievalModel(nn.Module):
             create_bert(self.bert_config),
             nn.Linear(self.bert_config.hidden_size, config['embed_dim']),
         )
-
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """[(module, its momentum copy)]"""
-        return [
-            (getattr(self, name), getattr(self, f'{name}_m'))
-            for name in ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')
-        ]
-
-    def copy_momentum(self) -> None:
-        """Copy the current weights to the momentum encoders, if there are any."""
-        if self.use_momentum:
-            copy_to_momentum(self.momentum_pairs())
 
     def forward(self, image: Tensor, text: TokenBatch, idx: Tensor, alpha: float = 0.0) -> dict[str, Tensor]:
         """The losses of one batch; if gradients are enabled, momentum encoders and queue are updated.
@@ -108,7 +88,8 @@ class RetrievalModel(nn.Module):
             memory_index=torch.cat([own, other_image, own]),
         )  # [3B, 1, D]
         counted = torch.cat([torch.ones_like(no_negative), ~no_negative, ~no_negative]).float()  # [3B]
-        loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[:, 0]).float(), batch, counted)
+        is_match = torch.arange(3 * batch, device=idx.device) < batch
+        loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[:, 0]).float(), is_match, counted)
         no_negative = no_negative.sum()
         return {'loss_itc': loss_itc, 'loss_itm': loss_itm, 'itm_acc': itm_acc, 'no_negative': no_negative}
 
@@ -120,14 +101,12 @@ class RetrievalModel(nn.Module):
         Returns sim_i2t, sim_t2i, targets_i2t, targets_t2i, all [B, C]; the batch's own candidates are the first B.
         """
         if torch.is_grad_enabled():  # otherwise nothing is trained
-            update_momentum(self.momentum_pairs(), self.momentum)
+            self.update_momentum()
         with torch.no_grad():
-            image_feat_m = feature(self.visual_encoder_m(image), self.vision_proj_m)  # [B, E]
-            text_feat_m = feature(
-                self.text_encoder_m(text.input_ids, text.attention_mask, mode='text'), self.text_proj_m
-            )
-            images = torch.cat([image_feat_m, self.image_queue.t()])  # [C, E]
-            texts = torch.cat([text_feat_m, self.text_queue.t()])
+            image_feat_m = losses.feature(self.visual_encoder_m(image), self.vision_proj_m)  # [B, E]
+            text_embeds_m = self.text_encoder_m(text.input_ids, text.attention_mask, mode='text')
+            text_feat_m = losses.feature(text_embeds_m, self.text_proj_m)
+            images, texts = self.candidates(image_feat_m, text_feat_m)  # [C, E]
             targets_i2t = targets_t2i = losses.same_image_targets(idx, torch.cat([idx, self.idx_queue[0]]))  # [B, C]
             if self.distill:
                 sim_i2t_m = losses.scaled_products(image_feat_m, texts, self.temp)
@@ -146,31 +125,12 @@ class RetrievalModel(nn.Module):
     def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, R, R] -> image_embeds [B, P, Dv], image_feat [B, E] normalized, in float32."""
         image_embeds = self.visual_encoder(image)
-        return image_embeds, feature(image_embeds, self.vision_proj)
+        return image_embeds, losses.feature(image_embeds, self.vision_proj)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Two of [B, L] -> text_embeds [B, L, D], text_feat [B, E] normalized, in float32."""
         text_embeds = self.text_encoder(input_ids, attention_mask, mode='text')
-        return text_embeds, feature(text_embeds, self.text_proj)
-
-    @torch.no_grad()
-    def enqueue(self, image_feat: Tensor, text_feat: Tensor, idx: Tensor) -> None:
-        """Put all ranks' features [B, E] and idx [B] into the queue, where they replace the oldest.
-
-        Any batch fits: after the end of the queue it continues at the beginning; of more than Q only the last Q stay.
-        What is not finite counts as 0, for it would stay in every loss until it is replaced.
-        """
-        image_feat, text_feat = (feat.nan_to_num(0, 0, 0) for feat in (image_feat, text_feat))
-        image_feat, text_feat, idx = (
-            torch.cat(distributed.all_gather_tensors(part)) for part in (image_feat, text_feat, idx)
-        )
-        size = self.idx_queue.shape[1]
-        positions = (self.queue_ptr + torch.arange(len(idx), device=idx.device)) % size
-        positions = positions[-size:]
-        self.image_queue[:, positions] = image_feat[-size:].t()
-        self.text_queue[:, positions] = text_feat[-size:].t()
-        self.idx_queue[:, positions] = idx[-size:]
-        self.queue_ptr.copy_((self.queue_ptr + len(idx)) % size)
+        return text_embeds, losses.feature(text_embeds, self.text_proj)
 
     def score_matrices(self, images: Iterable[Tensor], texts: Iterable[TokenBatch], k: int) -> tuple[Tensor, Tensor]:
         """ITM scores of the `k` best candidates by ITC of every image and of every text.
@@ -184,8 +144,3 @@ class RetrievalModel(nn.Module):
         if not k:
             return torch.full_like(scores.i2t, rerank.NOT_SCORED), torch.full_like(scores.t2i, rerank.NOT_SCORED)
         return scores.i2t, scores.t2i
-
-
-def feature(embeds: Tensor, projection: nn.Module) -> Tensor:
-    """The normalized feature of the [CLS] token, in float32: [B, L, D] -> [B, E]."""
-    return F.normalize(projection(embeds[:, 0]).float(), dim=-1)

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 from models import answer_ranking
 from models.inputs import SpecialTokens, TokenBatch
-from models.momentum import copy_to_momentum, update_momentum
+from models.momentum import MomentumModel
 from models.vit import create_vit
 from models.xbert import BertConfig, create_bert
 from utils.errors import InputError
 
 
-class VQAModel(nn.Module):
+class VQAModel(MomentumModel):
     """An image encoder, a question encoder that reads the image, and a causal answer decoder that reads the question.
 
     config: see `create_model`. tokenizer: `pad_token_id` is read. With `distill` the model has a momentum copy of each
     part, which gives soft targets.
     """
+
+    COPIED = ('visual_encoder', 'text_encoder', 'text_decoder')
 
     def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
@@ -52,15 +54,6 @@ class VQAModel(nn.Module):
         decoder = replace(bert, num_hidden_layers=layers, fusion_layer=0, encoder_width=bert.hidden_size)
         return create_vit(config['image_res'], config['vit']), create_bert(bert), create_bert(decoder, head=True)
 
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """[(module, its momentum copy)]; empty without `distill`."""
-        names = ('visual_encoder', 'text_encoder', 'text_decoder') if self.distill else ()
-        return [(getattr(self, name), getattr(self, f'{name}_m')) for name in names]
-
-    def copy_momentum(self) -> None:
-        """Copy the current weights to the momentum copies, if there are any."""
-        copy_to_momentum(self.momentum_pairs())
-
     def forward(
         self, image: Tensor, question: TokenBatch, answer: TokenBatch, k: Tensor, weights: Tensor, alpha: float = 0.0
     ) -> Tensor:
@@ -83,7 +76,7 @@ class VQAModel(nn.Module):
         loss = F.cross_entropy(logits, labels.flatten().index_select(0, targets), reduction='none')  # [T]
         if self.distill:
             with torch.no_grad():
-                update_momentum(self.momentum_pairs(), self.momentum)
+                self.update_momentum()
                 teacher = self.target_logits(*inputs, self.visual_encoder_m, self.text_encoder_m, self.text_decoder_m)
             loss = (1 - alpha) * loss + alpha * F.cross_entropy(logits, teacher.softmax(dim=1), reduction='none')
         weights = weights.to(loss.device, torch.float32).index_select(0, targets // labels.shape[1])  # [T]

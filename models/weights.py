@@ -131,8 +131,24 @@ MOMENTUM = (COPY, *QUEUE)
 
 
 def load_pretrain(model: nn.Module, state: State, source: str) -> Report:
-    """A pre-training checkpoint of ours, of GRIT-VLP or of ALBEF into the pre-training model."""
-    return load_state(model, state, source, unexpected=MOMENTUM)
+    """A pre-training checkpoint of ours, of GRIT-VLP or of ALBEF into the pre-training model.
+
+    A model with momentum encoders takes those of the file; if there are none they are copies of the weights just
+    loaded. It also takes the file's queue if it has the same size.
+    """
+    if not model.use_momentum:
+        return load_state(model, state, source, unexpected=MOMENTUM)
+    kept = {key: value for key, value in state.items() if not _matches(key, QUEUE)}
+    if (queue := state.get('image_queue')) is not None and queue.shape == model.image_queue.shape:
+        kept = dict(state)
+    copied = not any(re.match(COPY, key) for key in state)
+    report = load_state(model, kept, source, missing=(*QUEUE, COPY) if copied else QUEUE)
+    if copied:
+        model.copy_momentum()
+        report.missing = [key for key in report.missing if not re.match(COPY, key)]
+        report.notes.append('momentum encoders: copies of the loaded weights')
+    report_queue(report, model, {key: value for key, value in state.items() if key not in kept})
+    return report
 
 
 def load_retrieval(model: nn.Module, state: State, source: str) -> Report:
@@ -143,13 +159,18 @@ def load_retrieval(model: nn.Module, state: State, source: str) -> Report:
     queue = {key: value for key, value in state.items() if _matches(key, QUEUE)}
     state = strip_bert({key: value for key, value in state.items() if key not in queue})
     report = load_state(model, state, source, missing=MOMENTUM, unexpected=(*MOMENTUM, r'text_encoder(_m)?\.cls\.'))
-    report.unexpected += queue
-    if 'image_queue' in queue and model.use_momentum:
+    report_queue(report, model, queue)
+    return report
+
+
+def report_queue(report: Report, model: nn.Module, dropped: State) -> None:
+    """Add the entries of a queue that were not loaded to the report, with a note if the model has a queue itself."""
+    report.unexpected += dropped
+    if 'image_queue' in dropped and model.use_momentum:
         report.notes.append(
-            f'the queue of the file, {queue["image_queue"].shape[1]} features, is dropped; a new one has '
+            f'the queue of the file, {dropped["image_queue"].shape[1]} features, is dropped; a new one has '
             f'{model.image_queue.shape[1]}'
         )
-    return report
 
 
 def double_fusion_layers(state: State, fusion_layer: int, layers: int) -> State:
@@ -320,9 +341,11 @@ def load_bert(
 def load_deit(visual_encoder: nn.Module, source: bool | str, vit: Mapping[str, Any]) -> Report | str:
     """DeiT-B/16 weights into the image encoder: from timm's hub (source True) or a file.
 
-    Returns a Report, or a sentence if the weights stay random: `vit`, the shape section of the configuration, is not
-    ViT-B/16 and no file is given.
+    Returns a Report, or a sentence if the weights stay random: source is False, or no file is given and `vit`, the
+    shape section of the configuration, is not ViT-B/16.
     """
+    if source is False:
+        return 'image encoder: random weights (init_deit: false)'
     if source is True:
         if any(vit[key] != value for key, value in VIT_B_16.items()):
             return 'image encoder: random weights, because DeiT weights are for ViT-B/16'

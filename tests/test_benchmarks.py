@@ -2,12 +2,15 @@
 FLOPs and bytes are those of closed formulas, of real tensors and of a real optimizer.
 """
 
+import time
+
 import pytest
 import torch
 
 from benchmarks import compare_pretraining as compare
 from benchmarks import cost, counting
 from models import create_model
+from models.itm_negatives import of_epoch
 from models.rerank import score_split
 from optim import create_optimizer
 from tests.tiny import resolved
@@ -17,36 +20,62 @@ from utils.errors import InputError
 
 @pytest.mark.parametrize('arm', compare.ARMS)
 def test_the_settings_of_an_arm_are_valid(arm):
-    config = apply_overrides(read_yaml('configs/shapes/Pretrain.yaml'), compare.ARMS[arm][1])
-    resolved, unused = resolve('pretrain', config)
-    assert not unused and resolved['train_epochs'] == resolved['schedular']['epochs']
+    config, unused = settings(compare.ARMS[arm])
+    assert not unused and config['train_epochs'] == config['schedular']['epochs']
+
+
+def settings(arm):
+    return resolve('pretrain', apply_overrides(read_yaml(f'configs/shapes/{arm.config}.yaml'), arm.changed))
+
+
+def test_arms_that_share_the_beginning_agree_in_it():
+    """Before epoch START, and in what GRIT collects there, nothing that differs has an effect."""
+    common, _ = settings(compare.BEGINNING)
+    assert compare.START == common['train_epochs'] < common['grit_from_epoch']
+    later = {'train_epochs', 'sampler', 'grit_quantile', 'grit_grouping'}  # read when GRIT begins
+    filtered = {'false_negative_filter'}  # begins with the shared epochs' end, as the table says
+    sharing = [arm for arm in compare.ARMS.values() if arm.shares]
+    assert len(sharing) > 5
+    for arm in sharing:
+        config, _ = settings(arm)
+        for key in config.keys() - later - filtered:
+            if isinstance(config[key], dict) and 0 in config[key]:  # a schedule
+                for epoch in range(compare.START):
+                    assert of_epoch(config[key], epoch) == of_epoch(common[key], epoch), (arm, key)
+            else:
+                assert config[key] == common[key], (arm, key)
 
 
 def test_the_table_shows_mean_lowest_and_highest():
-    names = [*compare.METRICS, 'ITM accuracy', 'minutes']
+    names = [*compare.METRICS, *compare.OTHERS]
     results = {'grit': [dict.fromkeys(names, value) for value in (0.5, 0.9)], 'random': [dict.fromkeys(names, 0.25)]}
     grit, random = compare.table(results).splitlines()[2:]
-    assert grit.count('| 0.7 (0.5 to 0.9)') == len(compare.METRICS) and '| 0.70 (0.50 to 0.90) | 0.7 |' in grit
-    assert random.startswith(f'| {compare.ARMS["random"][0]} | 1 | 0.2 |') and '(' not in random.split('|', 2)[2]
+    assert grit.count('| 0.7 (0.5 to 0.9)') == len(compare.METRICS) and grit.endswith('| 0.70 | 0.7 | 0.7 |')
+    assert random.startswith(f'| {compare.ARMS["random"].words} | 1 | 0.2 |') and '(' not in random.split('|', 2)[2]
 
 
 def test_a_run_of_other_settings_is_refused(tmp_path):
     (tmp_path / 'world.json').write_text('{"version": 2, "seed": 0}')
-    compare.refuse_other_settings(tmp_path / 'run', 'grit', str(tmp_path))
-    compare.refuse_other_settings(tmp_path / 'run', 'grit', str(tmp_path))
+    for _ in range(2):
+        compare.refuse_other_settings(tmp_path / 'run', compare.ARMS['grit'], str(tmp_path))
     with pytest.raises(InputError, match='is of other settings: remove it'):
-        compare.refuse_other_settings(tmp_path / 'run', 'random', str(tmp_path))
+        compare.refuse_other_settings(tmp_path / 'run', compare.ARMS['random'], str(tmp_path))
+    (tmp_path / 'world.json').write_text('{"version": 2, "seed": 0, "duplicates": 0.5}')
+    with pytest.raises(InputError, match='is of other settings: remove it'):
+        compare.refuse_other_settings(tmp_path / 'run', compare.ARMS['grit'], str(tmp_path))
 
 
 def test_after_a_failed_run_no_other_begins(tmp_path, monkeypatch):
     begun = []
 
-    def run_arm(arm, seed, data, out):
+    def run_arm(arm, seed, data, out, beginning):
         begun.append((arm, seed))
+        time.sleep(0.1)
         raise InputError(f'{arm} failed')
 
     monkeypatch.setattr(compare, 'run_arm', run_arm)
     monkeypatch.setattr(compare, 'run_script', lambda command, log: None)
+    monkeypatch.setattr(compare, 'begin', lambda seed, data, out: None)
     with pytest.raises(InputError, match='grit failed'):
         compare.main(['--out', str(tmp_path), '--jobs', '1', '--arms', 'grit', 'random', '--seeds', '0', '0', '1', '2'])
     assert begun[0] == ('grit', 0) and len(begun) < 4

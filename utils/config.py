@@ -40,7 +40,7 @@ RATES = ('optimizer.lr', 'schedular.lr')
 # What shapes a model and only matters in training, or for what only training has; the rest shapes its predictions, too.
 ONLY_TRAINING = {
     *('mlm_probability', 'consistency_weight', 'itm_negatives', 'itm_target_accuracy', 'exclude_equal_negatives'),
-    *('use_momentum', 'momentum', 'distill', 'grad_checkpointing', 'queue_size'),
+    *('use_momentum', 'momentum', 'distill', 'grad_checkpointing', 'queue_size', 'itc_queue_size', 'itc_smoothing'),
 }
 PREDICTION = (
     *(name for name, key in KEYS.items() if key.shapes_model and name not in ONLY_TRAINING),

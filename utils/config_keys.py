@@ -35,12 +35,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _is_fraction(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
 def _is_range(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and 0 < value[0] <= value[1] <= 1
 
 
 def _are_betas(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(x) and 0 <= x < 1 for x in value)
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_fraction, value))
 
 
 def _is_path(value: Any) -> bool:
@@ -85,10 +89,13 @@ positive = _check(lambda value: _is_number(value) and value > 0, 'a finite numbe
 nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a finite number of at least 0')
 minutes = _check(lambda value: _is_number(value) and 0.01 <= value <= 1e5, 'a number from 0.01 to 100,000')
 ratio = _check(lambda value: _is_number(value) and 0 < value <= MOST_RATIO, f'a number above 0, at most {MOST_RATIO}')
-dropout = _check(lambda value: _is_number(value) and 0 <= value < 1, 'a number from 0 to below 1')
+dropout = _check(_is_fraction, 'a number from 0 to below 1')
 fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
 count0_or_auto = _check(
     lambda value: value == 'auto' or _is_int(value) and 0 <= value <= MOST, 'an integer of at least 0, or auto'
+)
+fraction_or_auto = _check(
+    lambda value: value == 'auto' or _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1, or auto'
 )
 # "no match" for every pair is right two times of three
 itm_accuracy = _check(lambda value: _is_number(value) and 2 / 3 < value < 1, 'a number between 0.667 and 1')
@@ -107,16 +114,24 @@ names = _check(_are_strings, 'a list of names')
 mapping = _check(lambda value: isinstance(value, dict), 'a mapping')
 
 
-def policies(value: Any) -> dict[int, str]:
-    """A policy of ITM's negatives, or {first epoch: policy} -> {first epoch: policy}."""
-    schedule = dict(value) if isinstance(value, dict) else {0: value}
-    if not all(_is_int(epoch) and epoch >= 0 for epoch in schedule):
-        raise ValueError(f'must name epochs from 0 on, as in {EXAMPLE_SCHEDULE}')
-    if any(policy not in NEGATIVES for policy in schedule.values()):
-        raise ValueError(f'must be one of {", ".join(NEGATIVES)}, or a schedule of them like {EXAMPLE_SCHEDULE}')
-    if 0 not in schedule:
-        raise ValueError(f'must name a policy for epoch 0, as in {EXAMPLE_SCHEDULE}')
-    return schedule
+def scheduled(test: Callable[[Any], Any], words: str, entry: str, example: str) -> Check:
+    """A value that passes `test`, or {first epoch: value} -> {first epoch: value}."""
+
+    def check(value: Any) -> dict[int, Any]:
+        schedule = dict(value) if isinstance(value, dict) else {0: value}
+        if not all(_is_int(epoch) and epoch >= 0 for epoch in schedule):
+            raise ValueError(f'must name epochs from 0 on, as in {example}')
+        if not all(map(test, schedule.values())):
+            raise ValueError(f'must be {words}, or a schedule of them like {example}')
+        if 0 not in schedule:
+            raise ValueError(f'must name a {entry} for epoch 0, as in {example}')
+        return schedule
+
+    return check
+
+
+policies = scheduled(NEGATIVES.__contains__, f'one of {", ".join(NEGATIVES)}', 'policy', EXAMPLE_SCHEDULE)
+fractions = scheduled(_is_fraction, 'a number from 0 to below 1', 'number', '{0: 0, 1: 0.5}')
 
 
 # ---- keys ----
@@ -174,8 +189,22 @@ KEYS = {
     'exclude_equal_negatives': _model(
         'no negatives with an equal caption or image', boolean, False, (PRETRAIN, NLVR_PRETRAIN)
     ),
-    'use_momentum': _model('momentum encoders and a queue of their features', boolean, False, (RETRIEVAL,)),
-    'momentum': _model('momentum m: copy = m * copy + (1 - m) * weights', fraction, 0.995, FINETUNING),
+    'itc_smoothing': _model(
+        'weight of the uniform distribution in the targets of ITC (MAFA: 0.5); or `{first epoch: weight}`',
+        fractions,
+        lambda task: {0: 0},
+        (PRETRAIN,),
+    ),
+    'use_momentum': _model(
+        'momentum encoders and a queue of their features; in pre-training as in ALBEF, with soft targets',
+        boolean,
+        False,
+        (PRETRAIN, RETRIEVAL),
+    ),
+    'momentum': _model('momentum m: copy = m * copy + (1 - m) * weights', fraction, 0.995, (PRETRAIN, *FINETUNING)),
+    'itc_queue_size': _model(
+        'momentum features in the queue of pre-training (default: queue_size)', optional(count), None, (PRETRAIN,)
+    ),
     'distill': _model('soft targets from the momentum model', boolean, False, FINETUNING),
     'rank_first_token_once': _model(
         "count an answer's first token once, not twice as officially", boolean, False, (VQA,)
@@ -214,6 +243,24 @@ KEYS = {
     'batch_size_test': Key('examples per evaluation step and process', count, REQUIRED, (RETRIEVAL, VQA)),
     'sampler': Key('mini-batches: grouped by GRIT, or random', one_of('grit', 'random'), 'grit', (PRETRAIN,)),
     'search_space': Key('examples that GRIT groups into one chain (M), per process', count, 1920, (PRETRAIN,)),
+    'grit_quantile': Key(
+        'the next example of a chain: the unused one at this quantile of similarity; 1 is the most similar, or auto',
+        fraction_or_auto,
+        1,
+        (PRETRAIN,),
+    ),
+    'grit_grouping': Key(
+        'how GRIT orders examples: chain, or cuthill_mckee (GCBS)',
+        one_of('chain', 'cuthill_mckee'),
+        'chain',
+        (PRETRAIN,),
+    ),
+    'false_negative_filter': Key(
+        'checkpoint of a model that finds the matches among the negatives of ITM (MAFA)',
+        optional_path,
+        None,
+        (PRETRAIN,),
+    ),
     'grit_from_epoch': Key(
         "first epoch of GRIT (epoch 0 is always random), or auto: when ITM reaches its target on ALBEF's negatives",
         count0_or_auto,
@@ -230,8 +277,13 @@ KEYS = {
     'on_nonfinite': Key(
         'a step whose loss or gradient is not finite: an error, or skip', one_of('error', 'skip'), 'error'
     ),
-    'alpha': Key("distill: weight of the momentum model's predictions", nonnegative, 0, FINETUNING),
-    'warm_up': Key('raise alpha from 0 over epoch 0', boolean, True, FINETUNING),
+    'alpha': Key(
+        "distill, in pre-training use_momentum: weight of the momentum model's predictions",
+        nonnegative,
+        lambda task: 0.4 if task == PRETRAIN else 0,
+        (PRETRAIN, *FINETUNING),
+    ),
+    'warm_up': Key('raise alpha from 0 over epoch 0', boolean, True, (PRETRAIN, *FINETUNING)),
     'eval_ema': Key('evaluate the momentum copy; needs distill', boolean, False, (NLVR,)),
     'init_deit': Key(
         'image encoder at the start: DeiT-B/16 from the hub, random, or a file', boolean_or_path, True, (PRETRAIN,)

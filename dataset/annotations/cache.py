@@ -3,7 +3,8 @@
 As Python dicts four million pairs take gigabytes, again in every DataLoader worker of every rank. Here each JSON file
 is converted once into an Arrow file beside it, which every process maps: it is read through the page cache of the
 system, and nothing is copied. The cache is named after the contents of the JSON file and ends with a checksum of its
-own, so it is never out of date, and a damaged one is rebuilt. See `schema.py` for the kinds of rows.
+own, so it is never out of date, and a damaged one is rebuilt. See `schema.py` for the kinds of rows. A field of `RARE`
+has a column only in the caches of files that contain its name, and their names say so: other files do not pay for it.
 """
 
 import glob
@@ -37,6 +38,7 @@ ABSENT = object()
 
 TEXT = pa.large_string()
 TEXTS = pa.large_list(pa.large_string())
+RARE = {'pretrain': 'also_true_of'}  # optional fields that hardly any file has
 JSON = pa.large_binary()  # fields of any other form, and optional ones: as JSON; empty where the row has none
 COLUMNS = {'image': TEXT, 'question': TEXT, 'sentence': TEXT, 'dataset': TEXT, 'images': TEXTS}
 CAPTIONS = {'pretrain': TEXTS, 'retrieval_eval': TEXTS, 'retrieval_train': TEXT}
@@ -124,13 +126,13 @@ class Annotations:
 
         A list has None for a row without the field, and takes the memory of its Python objects.
         """
-        names = [name for name, _ in self._chunks[0]]
+        names = list(dict.fromkeys(name for chunk in self._chunks for name, _ in chunk))
         if name not in names:
             raise InputError(f"annotations of kind {self.kind} have no column '{name}': they have {', '.join(names)}")
         ends = [*self._starts[1:], self._length]
         values = []
         for chunk, start, end in zip(self._chunks, self._starts, ends, strict=True):
-            read = dict(chunk)[name]
+            read = dict(chunk).get(name, lambda index: ABSENT)
             values.extend(read(index) for index in range(end - start))
         values = [None if value is ABSENT else value for value in values]
         types = {type(value) for value in values}
@@ -140,8 +142,11 @@ class Annotations:
 
     def holding(self, name: str) -> np.ndarray:
         """Which rows have an optional field: [rows] bool, without reading the rows."""
-        ends = [_int64(batch.column(name).buffers()[1])[: batch.num_rows + 1] for batch in self._batches()]
-        return np.concatenate([np.diff(some) > 0 for some in ends])
+        return np.concatenate([np.diff(_ends(batch, name)) > 0 for batch in self._batches()])
+
+    def has(self, name: str) -> bool:
+        """Whether any row has an optional field, without reading the rows."""
+        return any(_ends(batch, name)[-1] > 0 for batch in self._batches())
 
     def may_leave(self, name: str, root: str) -> np.ndarray:
         """Which rows have a path in the field `name` that may lead out of the folder `root`, without reading the rows.
@@ -189,13 +194,22 @@ def _int64(buffer: pa.Buffer) -> memoryview:
     return memoryview(buffer).cast('B').cast('q')
 
 
+def _ends(batch: pa.RecordBatch, name: str) -> np.ndarray | memoryview:
+    """[rows + 1] int64, where the values of an optional field end in its column; all 0 if it is rare and has none."""
+    if name in RARE.values() and name not in batch.schema.names:
+        return np.broadcast_to(np.int64(0), batch.num_rows + 1)
+    return _int64(batch.column(name).buffers()[1])[: batch.num_rows + 1]
+
+
 # --- the cache ---
 
 
 def _cached(file: str, kind: str, cache_dir: str | None) -> str:
     """Path of the cache of `file`, which is built if it is absent or damaged."""
     with open_annotations(file) as handle:
-        key = f'{_digest(handle, os.path.getsize(file))}.{VERSION}'
+        rare = RARE.get(kind)
+        digest, has_rare = _digest_and_find(handle, os.path.getsize(file), json.dumps(rare).encode() if rare else b'')
+        key = f'{digest}.{VERSION}{rare if has_rare else ""}'
         fallback = os.path.join(tempfile.gettempdir(), f'grit-vlp-annotations-{os.getuid()}')
         beside = f'.{os.path.basename(file)}.{kind}.'
         # In a common folder, files of the same name from several folders need different names.
@@ -207,7 +221,7 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
                 return f'{prefix}{key}.arrow'
         for prefix in prefixes:
             try:
-                return _build(handle, file, kind, prefix, key)
+                return _build(handle, file, kind, prefix, key, has_rare)
             except OSError as error:
                 reason = error
                 if prefix == first:
@@ -225,12 +239,20 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
 
 def _digest(handle: BinaryIO, length: int) -> str:
     """A digest of the first `length` bytes of a file, in 16 letters."""
-    digest = hashlib.blake2b(digest_size=DIGEST // 2)
+    return _digest_and_find(handle, length, b'')[0]
+
+
+def _digest_and_find(handle: BinaryIO, length: int, word: bytes) -> tuple[str, bool]:
+    """A digest of the first `length` bytes of a file, in 16 letters, and whether they contain `word` (if not empty)."""
+    digest, found, before = hashlib.blake2b(digest_size=DIGEST // 2), False, b''
     handle.seek(0)
     while length and (block := handle.read(min(length, 1 << 20))):
         digest.update(block)
         length -= len(block)
-    return digest.hexdigest()
+        if word and not found:
+            found = word in block or word in before + block[: len(word)]
+            before = (before + block if len(block) < len(word) else block)[-len(word) :]
+    return digest.hexdigest(), found
 
 
 def _hash(data: bytes) -> str:
@@ -241,7 +263,7 @@ def _open_cache(path: str, kind: str) -> list[pa.RecordBatch]:
     """Views over the mapped file; OSError or ValueError (as pyarrow's are) if it is not a cache of this kind."""
     with pa.memory_map(path) as source:
         reader = pa.ipc.open_file(pa.BufferReader(source.read_buffer(source.size() - DIGEST)))
-    if reader.schema != _schema(kind):
+    if reader.schema not in (_schema(kind), _schema(kind, with_rare=True)):
         raise InputError('its columns are not those of this kind')
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     for batch in batches:
@@ -260,19 +282,20 @@ def _is_usable(path: str, kind: str) -> bool:
         return False
 
 
-def _schema(kind: str) -> pa.Schema:
+def _schema(kind: str, with_rare: bool = False) -> pa.Schema:
     columns = COLUMNS | ({'caption': CAPTIONS[kind]} if kind in CAPTIONS else {})
-    return pa.schema([(name, columns.get(name, JSON)) for name in [*REQUIRED[kind], *OPTIONAL.get(kind, {})]])
+    optional = [name for name in OPTIONAL.get(kind, {}) if with_rare or name != RARE.get(kind)]
+    return pa.schema([(name, columns.get(name, JSON)) for name in [*REQUIRED[kind], *optional]])
 
 
-def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str) -> str:
+def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str, with_rare: bool) -> str:
     """Write the cache atomically; several processes may do so at the same time."""
     target = f'{prefix}{key}.arrow'
     size = os.fstat(handle.fileno()).st_size
     if size > 1 << 26:
         print(f'Building the annotation cache of {file} ({size >> 20} MiB), once', file=sys.stderr, flush=True)
     with atomic_write(target, 'w+b', sync=True) as out:
-        _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind))
+        _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind, with_rare))
         out.write(_digest(out, out.tell()).encode())
     _remove_stale(prefix, target)
     return target

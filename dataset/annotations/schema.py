@@ -1,7 +1,8 @@
 """Which fields a row of an annotation file has, and what they may contain. Rows of each kind (any further field is
 allowed):
 
-pretrain         {image, caption: str or [str]}
+pretrain         {image, caption: str or [str]}; optional also_true_of: [str], other images of which all captions of
+                 the row are true, written as in their `image`
 retrieval_train  {image, caption: str, image_id: int or str}
 retrieval_eval   {image, caption: str or [str]}; optional image_id: int or str, caption_ids: [int], as many as captions:
                  those of COCO, for the metrics of ECCV-Caption and CxC
@@ -46,6 +47,12 @@ def _texts(value: object, name: str) -> list[str]:
 def _pair(value: object, name: str) -> list[str]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(path, str) and path for path in value):
         raise BadRow(f"'{name}' must be a list of two paths, the left image and the right one")
+    return value
+
+
+def _paths(value: object, name: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(path, str) and path for path in value):
+        raise BadRow(f"'{name}' must be a list of the paths of images, non-empty strings; leave it out if unknown")
     return value
 
 
@@ -95,6 +102,7 @@ REQUIRED = {
     'vqa': {'question': _text, 'image': _path, 'dataset': _vqa_source, 'question_id': _identity},
 }
 OPTIONAL = {
+    'pretrain': {'also_true_of': _paths},
     'retrieval_eval': {'image_id': _identity, 'caption_ids': _numbers},
     'nlvr': {'label': _label, 'identifier': _identity, 'kind': _group},
     'vqa': {'answer': _answer, 'answer_type': _group, 'question_type': _group, 'kind': _group},

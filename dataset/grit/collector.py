@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.grit.cuthill_mckee import require_grouping
 from dataset.grit.grouping import generator_for, group_queue
+from dataset.grit.quantile import GritQuantile
 from utils.errors import InputError
 
 
@@ -20,12 +22,25 @@ class GritCollector:
     queue_size: L, search_space: M, both per rank. Features stay in float32 on their own device, 8 * L * D bytes; the
     examples' indices in int64 on the CPU. All randomness is derived from (seed, epoch, rank, number of the queue), so a
     collector that is restored from its state continues as if it had never stopped.
+
+    quantile: each queue is grouped at its value at that moment; None is GRIT, 1. The caller saves its state. grouping:
+    see `group_queue`. InputError if it is not available.
     """
 
     SETTINGS = ('queue_size', 'search_space', 'seed', 'rank')
 
-    def __init__(self, queue_size: int, search_space: int, seed: int, rank: int = 0):
+    def __init__(
+        self,
+        queue_size: int,
+        search_space: int,
+        seed: int,
+        rank: int = 0,
+        quantile: GritQuantile | None = None,
+        grouping: str = 'chain',
+    ):
+        require_grouping(grouping)
         self.queue_size, self.search_space, self.seed, self.rank = queue_size, search_space, seed, rank
+        self.quantile, self.grouping = quantile, grouping
         self.index = torch.empty(queue_size, dtype=torch.int64)  # [L]
         self.image_feat = self.text_feat = None  # [L, D], allocated when the first features say how wide and where
         self.begin_epoch(0)
@@ -121,11 +136,15 @@ class GritCollector:
         self.image_feat, self.text_feat = image_feat, text_feat
 
     def _group(self) -> None:
-        """Group the filled part of the queue and empty it. On a GPU this only enqueues work."""
+        """Group the filled part of the queue and empty it.
+
+        On a GPU this only enqueues work, unless the quantile adapts, or the grouping is not the chain.
+        """
+        quantile = 1.0 if self.quantile is None else self.quantile.value
         generator = generator_for('grit queue', self.seed, self.epoch, self.rank, self.queues_grouped)
         image_feat, text_feat = self.image_feat[: self.filled], self.text_feat[: self.filled]
         stopwatch = _Stopwatch(image_feat.device)
-        order = group_queue(image_feat, text_feat, self.search_space, generator)
+        order = group_queue(image_feat, text_feat, self.search_space, generator, quantile, self.grouping)
         stopwatch.stop()
         self._on_device.append((self.index[: self.filled].clone(), order, stopwatch))
         self.queues_grouped += 1

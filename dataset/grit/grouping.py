@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from dataset.grit.cuthill_mckee import cuthill_mckee_order, require_grouping
 from utils.errors import InputError
 
 # Memory for the similarities, in both directions, of the sub-queues that step together: 9 of them at M = 1,920.
@@ -42,45 +43,73 @@ def mini_batch_shuffle(order: Tensor, batch_size: int, generator: Generator) -> 
     return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
-def group_by_similarity(image_feat: Tensor, text_feat: Tensor, start: int) -> Tensor:
+def group_by_similarity(image_feat: Tensor, text_feat: Tensor, start: int, quantile: float = 1.0) -> Tensor:
     """The paper's chain of similar neighbors: image_feat [M, D], text_feat [M, D] -> order [M] int64, on their device.
 
     The second example is the unused one whose text is most similar to the image of `start`; the third is the unused one
     whose image is most similar to the text of the second; image and text alternate. Ties go to the lowest number. The
     order is a permutation whatever the features hold; NaN counts as 0.
 
-    start: the first example's number. InputError if there is no such example.
+    start: the first example's number. quantile: of similarity, at which each step takes one of the unused candidates; 1
+    is the most similar, 0 the least; see `_ranks`. InputError if there is no such example or quantile.
     """
     start = int(start)
     if not 0 <= start < len(image_feat):
         raise InputError(f'start {start} must be one of the {len(image_feat)} examples, counted from 0')
     members = torch.arange(len(image_feat), device=image_feat.device)
-    return _group_together(image_feat, text_feat, members[None], members[start : start + 1])[0]
+    return _group_together(image_feat, text_feat, members[None], members[start : start + 1], quantile)[0]
 
 
-def group_queue(image_feat: Tensor, text_feat: Tensor, search_space: int, generator: Generator) -> Tensor:
+def group_queue(
+    image_feat: Tensor,
+    text_feat: Tensor,
+    search_space: int,
+    generator: Generator,
+    quantile: float = 1.0,
+    grouping: str = 'chain',
+) -> Tensor:
     """Group a queue: image_feat [L, D], text_feat [L, D] -> positions in the queue [L] int64, on the features' device.
 
     The queue is shuffled and cut into sub-queues of M = `search_space` examples, of which the last may be shorter; each
     becomes one chain from a random start. `generator` is a CPU generator. The host never waits for a GPU here.
+
+    quantile: see `group_by_similarity`. grouping: with `cuthill_mckee` the sub-queues are ordered by
+    `cuthill_mckee_order` instead: no quantile, and the host waits. InputError if there is no such quantile or grouping.
     """
+    require_grouping(grouping)
     order = example_shuffle(len(image_feat), generator)
     complete = len(order) - len(order) % search_space
     grouped = []
     for members in (order[:complete].view(-1, search_space), order[complete:].view(1, -1)):
         starts = torch.randint(max(1, members.shape[1]), (len(members),), generator=generator)  # [G]
         members, starts = (x.to(image_feat.device, non_blocking=True) for x in (members, starts))
-        grouped.append(_group_together(image_feat, text_feat, members, starts).flatten())
+        if grouping == 'chain':
+            members = _group_together(image_feat, text_feat, members, starts, quantile)
+        else:
+            members = _group_one_by_one(image_feat, text_feat, members)
+        grouped.append(members.flatten())
     return torch.cat(grouped)
 
 
 @torch.no_grad()
-def _group_together(image_feat: Tensor, text_feat: Tensor, members: Tensor, starts: Tensor) -> Tensor:
+def _group_one_by_one(image_feat: Tensor, text_feat: Tensor, members: Tensor) -> Tensor:
+    """members [G, M]: positions in the queue -> members [G, M], each row in the order of Cuthill-McKee."""
+    if members.numel() == 0:
+        return members
+    dtype = torch.promote_types(image_feat.dtype, torch.float32)
+    return torch.stack(
+        [row[cuthill_mckee_order(_finite(image_feat[row], dtype), _finite(text_feat[row], dtype))] for row in members]
+    )
+
+
+@torch.no_grad()
+def _group_together(image_feat: Tensor, text_feat: Tensor, members: Tensor, starts: Tensor, quantile: float) -> Tensor:
     """members [G, M]: positions in the queue, starts [G]: columns of `members` -> members in the order of their chains.
 
     As many sub-queues step together as their similarities fit in SIMILARITY_BYTES, but at least one.
     """
     groups, size = members.shape
+    ranks = _ranks(size, quantile)
     if members.numel() == 0:
         return members
     dtype = torch.promote_types(image_feat.dtype, torch.float32)
@@ -91,7 +120,7 @@ def _group_together(image_feat: Tensor, text_feat: Tensor, members: Tensor, star
     for block, start in zip(members.tensor_split(blocks), starts.tensor_split(blocks), strict=True):
         sim = sim[:, : len(block)]
         _similarities(_finite(image_feat[block], dtype), _finite(text_feat[block], dtype), *sim)
-        chains.append(block.gather(1, _chain(*sim, start)))
+        chains.append(block.gather(1, _chain(*sim, start, ranks)))
     return torch.cat(chains)
 
 
@@ -111,15 +140,27 @@ def _finite(feat: Tensor, dtype: torch.dtype) -> Tensor:
     return feat.to(dtype).nan_to_num(nan=0.0).clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
 
 
-def _chain(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor) -> Tensor:
+def _ranks(size: int, quantile: float) -> list[int]:
+    """For each step of a chain of `size` examples: the position, among all in ascending order, of the one to take.
+
+    Used examples come first, at minus infinity. Of n unused ones the step takes the one at position q (n - 1), rounded
+    to the nearest integer, a half up. Numbers of the host: both ways to step use them.
+    """
+    if not 0 <= quantile <= 1:
+        raise InputError(f'quantile {quantile} must be a number from 0 to 1; 1 is the most similar candidate')
+    return [used + math.floor(quantile * (size - used - 1) + 0.5) for used in range(1, size)]
+
+
+def _chain(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor, ranks: list[int]) -> Tensor:
     """sim_i2t [G, M, M], sim_t2i [G, M, M], starts [G] -> chains [G, M] int64; all G take each step at once.
 
     The paper takes the largest entry of a row of softmax scores in which used examples are set to 0. Softmax keeps the
     order of a row, so raw similarities with used examples at minus infinity give the same chain and, unlike scores,
-    never underflow: no example is drawn twice, none is lost.
+    never underflow: no example is drawn twice, none is lost. Below the highest rank a step takes the first candidate
+    that equals the one of its rank: unused, because all unused candidates are above minus infinity.
     """
     if starts.device.type != 'cpu':
-        return _chain_on_gpu(sim_i2t, sim_t2i, starts)
+        return _chain_on_gpu(sim_i2t, sim_t2i, starts, ranks)
     # These steps are too small for torch: NumPy's calls cost less, and its arg max is vectorized.
     groups, size, _ = sim_i2t.shape
     rows = sim_i2t.view(-1, size).numpy(), sim_t2i.view(-1, size).numpy()  # [G * M, M]
@@ -128,17 +169,23 @@ def _chain(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor) -> Tensor:
     candidates = np.empty_like(used)
     chains = np.empty((size, groups), np.int64)
     chains[0] = starts
-    for step in range(size - 1):
+    for step, rank in enumerate(ranks):
         row = first_row + chains[step]
         used.reshape(-1)[row] = -np.inf
         np.take(rows[step % 2], row, axis=0, out=candidates, mode='clip')  # [G, M]; other modes copy once more
         candidates += used
-        candidates.argmax(1, chains[step + 1])
+        if rank < size - 1:
+            unused = candidates[used == 0].reshape(groups, -1)  # [G, n]: many that are equal would slow `partition`
+            position = rank - (size - unused.shape[1])
+            wanted = np.partition(unused, position, axis=1)[:, position, None]
+            (candidates == wanted).argmax(1, chains[step + 1])
+        else:
+            candidates.argmax(1, chains[step + 1])
     return torch.from_numpy(chains).t()
 
 
-def _chain_on_gpu(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor) -> Tensor:
-    """The same steps as five kernels each; the host never waits for the device."""
+def _chain_on_gpu(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor, ranks: list[int]) -> Tensor:
+    """The same steps as five kernels each, or seven below the highest rank; the host never waits for the device."""
     groups, size, _ = sim_i2t.shape
     rows = sim_i2t.view(-1, size), sim_t2i.view(-1, size)
     first_row = torch.arange(groups, device=starts.device) * size
@@ -147,9 +194,12 @@ def _chain_on_gpu(sim_i2t: Tensor, sim_t2i: Tensor, starts: Tensor) -> Tensor:
     chains = starts.new_empty(size, groups)
     chains[0] = starts
     steps = chains.unbind()
-    for step in range(size - 1):
+    for step, rank in enumerate(ranks):
         torch.add(first_row, steps[step], out=row)
         used.view(-1).index_fill_(0, row, -math.inf)
         torch.index_select(rows[step % 2], 0, row, out=candidates)
-        torch.argmax(candidates.add_(used), 1, out=steps[step + 1])
+        candidates.add_(used)
+        if rank < size - 1:
+            candidates.eq_(candidates.kthvalue(rank + 1, 1, keepdim=True).values)  # 1 where equal, else 0
+        torch.argmax(candidates, 1, out=steps[step + 1])
     return chains.t()

@@ -15,8 +15,8 @@ from random import Random
 
 from dataset.shapes.captions import one_word_apart, plural, some_captions
 from dataset.shapes.drawing import draw
+from dataset.shapes.duplicates import check_share, other_images, scenes_of
 from dataset.shapes.nlvr import FORMS, NUMBER_WORDS, statements
-from dataset.shapes.sampling import draw_scenes
 from dataset.shapes.scene import COLORS, CONVERSE, RELATION_WORDS, SHAPES, SIZES, SPLITS, Scene
 from dataset.shapes.vqa import ANSWERS, questions
 from utils.errors import InputError
@@ -26,6 +26,7 @@ from utils.ownership import own_folder, release_folder
 VERSION = 2  # of what a seed gives; raise it with every change of an image or a row
 SCENES = {'train': 10000, 'val': 300, 'test': 500}
 MARKER, UNFINISHED = 'world.json', '.unfinished'
+PARAMETERS = ('version', 'seed', 'scenes', 'duplicates')  # of the marker; the last only if it is given
 JPEG = {'quality': 90, 'subsampling': 0}  # no chroma subsampling: colors are not averaged over neighboring pixels
 WORD_KINDS = {'color': COLORS, 'size': SIZES, 'shape': SHAPES, 'relation': RELATION_WORDS}
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -35,17 +36,23 @@ OTHER_WORDS = (
 )
 
 
-def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict:
+def make_dataset(
+    out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None = None, duplicates: float | None = None
+) -> dict:
     """Write the dataset to the folder `out`, or reuse it if it is there.
 
-    sizes: numbers of scenes by split, by default `SCENES`. Returns the content of `world.json`, and `reused`.
-    InputError if the folder contains a dataset of another seed, size or version, or files of another program, or if a
-    number of scenes is too large or too small.
+    sizes: numbers of scenes by split, by default `SCENES`. duplicates: a share of the training images, see
+    `dataset.shapes.duplicates`; with None there are none, and rows do not tell which other images they are true of.
+    Returns the content of `world.json`, and `reused`. InputError if the folder contains a dataset of another seed,
+    size, version or share of duplicates, or files of another program, or if a number of scenes or the share is too
+    large or too small.
     """
+    check_share(duplicates or 0)
     out = Path(out)
     wanted = {'version': VERSION, 'seed': seed, 'scenes': SCENES | dict(sizes or {})}
+    wanted |= {} if duplicates is None else {'duplicates': float(duplicates)}
     found = read_marker(out)
-    if found and {key: found.get(key) for key in wanted} != wanted:
+    if found and {key: found[key] for key in PARAMETERS if key in found} != wanted:
         raise InputError(
             f'{out / MARKER} is of another dataset ({_describe(found)}): remove {out} or choose another folder'
         )
@@ -53,8 +60,10 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
         return found | {'reused': True}
     if not found:
         refuse_foreign_files(out)
-    scenes = {split: draw_scenes(split, wanted['scenes'][split], seed) for split in SPLITS}
-    rows = {name: rows for split in SPLITS for name, rows in annotations(split, scenes[split], seed).items()}
+    scenes = {split: scenes_of(wanted, split) for split in SPLITS}
+    rows = {}
+    for split in SPLITS:
+        rows |= annotations(split, scenes[split], seed, with_truth=duplicates is not None)
     rows['answer_list.json'] = list(ANSWERS)
     marker = wanted | {
         'rows': {name: len(rows[name]) for name in rows},
@@ -65,7 +74,7 @@ def make_dataset(out: str | Path, seed: int = 0, sizes: Mapping[str, int] | None
     own_folder(out, '--out')
     try:
         if read_marker(out) != found:  # another process wrote it meanwhile
-            return make_dataset(out, seed, sizes)
+            return make_dataset(out, seed, sizes, duplicates)
         (out / UNFINISHED).touch()
         for name, content in encoded_files(scenes, rows, marker):
             with atomic_write(out / name, 'wb') as file:
@@ -92,8 +101,8 @@ def encoded_files(scenes: dict[str, list[Scene]], rows: dict[str, list], marker:
     yield MARKER, (json.dumps(marker, indent=1) + '\n').encode()
 
 
-def annotations(split: str, scenes: Sequence[Scene], seed: int) -> dict[str, list[dict]]:
-    """{file name: rows} of one split."""
+def annotations(split: str, scenes: Sequence[Scene], seed: int, with_truth: bool = False) -> dict[str, list[dict]]:
+    """{file name: rows} of one split. with_truth: a row of pre-training names the other images it is true of."""
     caption_rng, statement_rng, question_rng = (
         Random(f'{seed} {split} {what}') for what in ('captions', 'statements', 'questions')
     )
@@ -108,6 +117,9 @@ def annotations(split: str, scenes: Sequence[Scene], seed: int) -> dict[str, lis
     ]
     captions = {image: some_captions(caption_rng, scene, 3) for scene, image in zip(scenes, images, strict=True)}
     files = training_captions(captions) if split == 'train' else evaluation_captions(split, captions)
+    if with_truth and split == 'train':
+        for row, others in zip(files['pretrain.json'], other_images(scenes, images), strict=True):
+            row.update({'also_true_of': others} if others else {})
     files |= {f'nlvr_{nlvr_split}.json': nlvr}
     if split != 'test':
         return files | {f'vqa_{split}.json': vqa}
@@ -211,4 +223,5 @@ def is_complete(out: Path, marker: dict) -> bool:
 
 
 def _describe(marker: dict) -> str:
-    return f'version {marker.get("version")}, seed {marker.get("seed")}, scenes {marker.get("scenes")}'
+    duplicates = f', duplicates {marker["duplicates"]}' if 'duplicates' in marker else ''
+    return f'version {marker.get("version")}, seed {marker.get("seed")}, scenes {marker.get("scenes")}{duplicates}'

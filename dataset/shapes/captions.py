@@ -1,4 +1,4 @@
-"""Captions that describe a scene completely, in four wordings; articles and plurals."""
+"""Captions that describe a scene, all of its named items, in four wordings; articles and plurals."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def plural(shape: str) -> str:
 
 def all_captions(scene: Scene) -> list[str]:
     """The scene in each of the `WORDINGS`; at most 22 words."""
-    first, second = map(name, scene.items[:2])
+    first, second = map(name, scene.named[:2])
     parts = {
         'forward': f'{first} {scene.relation} {second}',
         'backward': f'{second} {CONVERSE[scene.relation]} {first}',
     }
-    others = ' and '.join(map(name, scene.items[2:]))
+    others = ' and '.join(map(name, scene.named[2:]))
     return [wording.format(**parts) + (f' with {others}' if others else '') for wording in WORDINGS]
 
 

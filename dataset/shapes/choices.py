@@ -15,7 +15,7 @@ from random import Random
 
 from dataset.shapes.build import MARKER, as_json, image_name, require_marker
 from dataset.shapes.captions import WORDINGS, all_captions
-from dataset.shapes.sampling import draw_scenes
+from dataset.shapes.duplicates import scenes_of
 from dataset.shapes.scene import COLORS, RELATION_WORDS, SHAPES, SIZES, SPLITS, Scene, pick, rand_below
 from utils.arguments import Parser
 from utils.entry import run_main
@@ -39,7 +39,7 @@ def choice_rows(scenes: Sequence[Scene], split: str, seed: int) -> list[dict]:
 def swap_word(rng: Random, scene: Scene, field: str) -> list[str]:
     """[a caption, the same with another size, color or shape of one item], so that no such item is in the picture."""
     wording = rand_below(rng, len(WORDINGS))
-    i = rand_below(rng, len(scene.items))
+    i = rand_below(rng, len(scene.named))
     others = [scene.items[i]._replace(**{field: value}) for value in FIELDS[field]]
     swapped = pick(rng, [item for item in others if item not in scene.items])
     changed = replace(scene, items=(*scene.items[:i], swapped, *scene.items[i + 1 :]))
@@ -62,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     marker = require_marker(args.data)
     check_output(args.out, [Path(args.data, name) for name in (*marker['rows'], MARKER, 'word_kinds.json')])
-    rows = choice_rows(
-        draw_scenes(args.split, marker['scenes'][args.split], marker['seed']), args.split, marker['seed']
-    )
+    rows = choice_rows(scenes_of(marker, args.split), args.split, marker['seed'])
     with atomic_write(args.out) as file:
         file.write(as_json(rows))
     print(f'{args.out}: {len(rows)} rows of {len(rows) // len(KINDS)} scenes, {len(KINDS)} kinds of swapped words')

@@ -51,6 +51,12 @@ def is_allowed(items: Sequence[Item], split: str) -> bool:
     return all(b.kind in mates[a.kind] for a, b in combinations(items, 2))
 
 
+def companions(kinds: Sequence[tuple[str, str]], split: str) -> list[tuple[str, str]]:
+    """The kinds that may be in one image of the split with all of these."""
+    mates = partners(split)
+    return [kind for kind in mates if all(kind in mates[chosen] for chosen in kinds)]
+
+
 def draw_scene(rng: Random, split: str) -> Scene:
     """A random scene of two to four items, without places."""
     mates = partners(split)
@@ -58,7 +64,7 @@ def draw_scene(rng: Random, split: str) -> Scene:
     while True:
         kinds = [pick(rng, list(mates))]
         while len(kinds) < count:
-            options = [kind for kind in mates if all(kind in mates[chosen] for chosen in kinds)]
+            options = companions(kinds, split)
             if not options:
                 break
             kinds.append(pick(rng, options))
@@ -120,6 +126,12 @@ class Unequal:
         return not known
 
 
+def placed(rng: Random, scene: Scene) -> Scene:
+    """The scene with random places and a random background."""
+    places = place(rng, scene.items, scene.relation)
+    return replace(scene, places=places, background=rand_below(rng, len(BACKGROUNDS)))
+
+
 def draw_scenes(split: str, count: int, seed: int) -> list[Scene]:
     """`count` placed scenes in families of up to three: a scene and two variants that differ from it in one word each.
 
@@ -133,8 +145,7 @@ def draw_scenes(split: str, count: int, seed: int) -> list[Scene]:
         base = draw_scene(rng, split)
         for scene in (base, *(vary(rng, base, split) for _ in range(VARIANTS))):
             if register.accepts(scene):
-                places = place(rng, scene.items, scene.relation)
-                scenes.append(replace(scene, places=places, background=rand_below(rng, len(BACKGROUNDS))))
+                scenes.append(placed(rng, scene))
                 misses = 0
         if len(scenes) >= count:
             return scenes[:count]

@@ -45,19 +45,25 @@ class Place(NamedTuple):
 class Scene:
     """`relation` is between `items[0]` and `items[1]`, and no other pair is related.
 
-    `places` are in the order of `items`.
+    `places` are in the order of `items`. The last `unnamed` items are in the picture, but no caption names them.
     """
 
     items: tuple[Item, ...]
     relation: str
     places: tuple[Place, ...] = ()
     background: int = 0
+    unnamed: int = 0
+
+    @property
+    def named(self) -> tuple[Item, ...]:
+        """The items that every caption names."""
+        return self.items[: len(self.items) - self.unnamed]
 
     @property
     def meaning(self) -> tuple:
         """What a caption says: equal for two scenes if and only if no caption distinguishes them."""
-        pair = self.items[:2] if self.relation != 'beside' else tuple(sorted(self.items[:2]))
-        return pair, self.relation, tuple(sorted(self.items[2:]))
+        pair = self.named[:2] if self.relation != 'beside' else tuple(sorted(self.named[:2]))
+        return pair, self.relation, tuple(sorted(self.named[2:]))
 
 
 def rand_below(rng: Random, n: int) -> int:

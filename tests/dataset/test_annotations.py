@@ -38,6 +38,8 @@ def random_rows(kind: str, count: int, rng: random.Random) -> tuple[list[dict], 
             row = {'image': f'{i}.jpg', 'caption': rng.choice([text, texts])()}
             if kind == 'retrieval_eval':
                 row = optional(row, image_id=identity, caption_ids=[i, 2**40])
+            else:
+                row = optional(row, also_true_of=[f'{i + 1}.jpg', text()][: i % 3])
             want = row | {'caption': [row['caption']] if isinstance(row['caption'], str) else row['caption']}
         elif kind == 'nlvr':
             row = optional(
@@ -145,6 +147,10 @@ LONG = f'{{"image": "a", "caption": "x", "more": {"9" * 5000}}}'
         ('retrieval_train', {'image_id': 1.5}, "'image_id' must be an integer or a string"),
         ('retrieval_train', {'image_id': True}, "'image_id' must be an integer or a string"),
         ('retrieval_train', {'image_id': ...}, "has no 'image_id'"),
+        *(
+            ('pretrain', {'also_true_of': value}, "'also_true_of' must be a list of the paths of images, non-empty str")
+            for value in ('b.jpg', ['b.jpg', ''], ['b.jpg', 3], [['b.jpg']], {'b.jpg': 1}, 5, False)
+        ),
         ('nlvr', {'images': []}, 'a list of two paths'),
         ('nlvr', {'images': ['a', '']}, 'a list of two paths'),
         ('nlvr', {'images': ['a', 'b', 'c']}, 'a list of two paths'),

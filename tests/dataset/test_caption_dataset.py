@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from dataset.base import image_key
 from dataset.caption_dataset import PretrainDataset
+from dataset.loader import move_batch
 from tests.helpers import read_rows, write_rows
 from tests.tiny import resolved
 
@@ -33,12 +35,35 @@ def test_examples_are_drawn_from_seed_epoch_and_index(shapes, dataset_of):
     assert batch['text'].input_ids.shape == batch['text'].attention_mask.shape and not batch['bad']
 
 
+def test_batches_name_the_images_of_which_a_text_is_true(shapes, dataset_of):
+    rows = read_rows(shapes, 'pretrain')[:12]
+    rows[1]['also_true_of'] = [rows[i]['image'] for i in (5, 0, 7)]
+    rows[4]['also_true_of'] = [rows[9]['image']]
+    rows[6]['also_true_of'] = []
+    data = dataset_of(rows)
+    for listed, longest in (([0, 1, 4, 6], 4), ([4, 2], 2), ([0, 6, 2], 1)):
+        batch = move_batch(data.collate([data[0, i] for i in listed]), torch.device('cpu'))
+        assert batch['true_of'].shape == (len(listed), longest) and batch['true_of'].dtype == torch.int64
+        for i, own, keys in zip(listed, batch['image_key'].tolist(), batch['true_of'].tolist(), strict=True):
+            others = [image_key(path) for path in rows[i].get('also_true_of', [])]
+            assert keys == [own, *others, *[own] * (longest - 1 - len(others))]
+
+
+def test_batches_without_truth_have_no_such_key(shapes, dataset_of):
+    rows = read_rows(shapes, 'pretrain')[:4]
+    rows[0]['caption'] = '"also_true_of"'
+    rows[1]['also_true_of'] = None
+    data = dataset_of(rows)
+    assert 'true_of' not in data[0, 0] and 'true_of' not in data.collate([data[0, i] for i in range(4)])
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
         (lambda rows: rows[5].update(caption=7), 'row 5'),
         (lambda rows: rows[5].update(caption=['a', 7]), 'row 5'),
         (lambda rows: rows[5].pop('image'), 'row 5'),
+        (lambda rows: rows[5].update(also_true_of=['']), "row 5, .*: 'also_true_of' must be a list of the paths"),
         (lambda rows: rows.clear(), 'rows.json'),
     ],
 )

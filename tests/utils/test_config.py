@@ -111,9 +111,9 @@ def test_a_sane_number_of_workers_is_never_refused():
 
 
 def test_keys_of_other_tasks_are_kept_and_named():
-    config, unused = resolved('k_test=4', 'use_momentum=true')
-    assert unused == ['k_test', 'use_momentum']
-    assert config['k_test'] == 4 and config['use_momentum'] is True
+    config, unused = resolved('k_test=4', 'eval_ema=true')
+    assert unused == ['k_test', 'eval_ema']
+    assert config['k_test'] == 4 and config['eval_ema'] is True
 
 
 def test_random_batches_need_no_queues():

@@ -36,8 +36,9 @@ class ImagePaths:
         row = dict(row)
         if 'image' in row:
             row['image'] = _replaced(row['image'], moves)
-        if isinstance(row.get('images'), list):
-            row['images'] = [_replaced(path, moves) for path in row['images']]
+        for name in ('images', 'also_true_of'):
+            if isinstance(row.get(name), list):
+                row[name] = [_replaced(path, moves) for path in row[name]]
         return row
 
 

@@ -5,6 +5,7 @@ import torch
 
 from dataset.grit.collector import GritCollector
 from dataset.grit.grouping import generator_for, group_queue
+from dataset.grit.quantile import GritQuantile
 from tests.dataset.grit.test_grouping import features
 from tests.helpers import through_a_file
 
@@ -85,6 +86,69 @@ def test_collector_resumes_at_every_point():
         collector.begin_epoch(4)
         collect(collector, next_events)
     assert torch.equal(second.finish_epoch(), uninterrupted.finish_epoch())
+
+
+def run_with_auto(collector, quantile, events, accuracies):
+    """Steps of an epoch: collect, then adapt, as a script does."""
+    for event, accuracy in zip(events, accuracies, strict=True):
+        collect(collector, [event])
+        quantile.adapt(accuracy)
+
+
+def test_each_queue_is_grouped_at_the_quantile_of_its_moment():
+    quantile = GritQuantile('auto', 0.85)
+    collector = GritCollector(QUEUE, SEARCH, seed=0, quantile=quantile)
+    image_feat, text_feat = features(2 * QUEUE)
+    order = []
+    for number in range(2):
+        part = slice(number * QUEUE, (number + 1) * QUEUE)
+        collector.add(torch.arange(2 * QUEUE)[part], image_feat[part], text_feat[part])
+        generator = generator_for('grit queue', 0, 0, 0, number)
+        used = group_queue(image_feat[part], text_feat[part], SEARCH, generator, quantile.value)
+        order.append(number * QUEUE + used)
+        quantile.distance = torch.tensor(0.4)
+    assert torch.equal(collector.finish_epoch(), torch.cat(order))
+
+
+def test_collector_resumes_in_the_middle_of_a_queue_with_a_quantile_that_adapts(monkeypatch):
+    monkeypatch.setattr('dataset.grit.quantile.RATE', 3.0)  # so that it moves in a few steps
+    events = an_epoch(100)
+    accuracies = torch.rand(len(events), generator=torch.Generator().manual_seed(0))
+
+    def new():
+        quantile = GritQuantile('auto', 0.85)
+        return GritCollector(QUEUE, SEARCH, seed=1, quantile=quantile), quantile
+
+    collector, quantile = new()
+    run_with_auto(collector, quantile, events, accuracies)
+    expected = collector.finish_epoch()
+    assert not torch.equal(expected, expected_order(events, 1, 0, 0)) and quantile.value < 0.9
+    middle = 0
+    for stop in range(len(events) + 1):
+        collector, quantile = new()
+        run_with_auto(collector, quantile, events[:stop], accuracies[:stop])
+        middle += 0 < collector.filled < QUEUE
+        states = through_a_file([collector.state_dict(), quantile.state_dict()])
+        resumed = new()
+        for part, state in zip(resumed, states, strict=True):
+            part.load_state_dict(state)
+        run_with_auto(*resumed, events[stop:], accuracies[stop:])
+        assert torch.equal(resumed[0].finish_epoch(), expected)
+    assert middle > 10
+
+
+def test_collector_groups_by_cuthill_mckee_if_asked():
+    index, (image_feat, text_feat) = torch.arange(QUEUE), features(QUEUE)
+    collector = GritCollector(QUEUE, SEARCH, seed=0, grouping='cuthill_mckee')
+    collector.add(index, image_feat, text_feat)
+    generator = generator_for('grit queue', 0, 0, 0, 0)
+    expected = group_queue(image_feat, text_feat, SEARCH, generator, grouping='cuthill_mckee')
+    assert torch.equal(collector.finish_epoch(), expected)
+
+
+def test_the_grouping_may_change_between_runs():
+    state = GritCollector(QUEUE, SEARCH, seed=0).state_dict()
+    GritCollector(QUEUE, SEARCH, seed=0, grouping='cuthill_mckee').load_state_dict(state)
 
 
 def test_state_contains_only_the_filled_part():

@@ -46,7 +46,8 @@ def related(scene, first, relation, second):
     return relation == (scene.relation if a == [0] else CONVERSE[scene.relation])
 
 
-def test_statements_are_true_or_false_as_labelled(folder, scene_of):
+def test_statements_are_true_or_false_as_labelled(world):
+    folder, scene_of = world
     for name in NLVR.values():
         for row in read(folder / name):
             left, right = (scene_of[image] for image in row['images'])
@@ -98,7 +99,8 @@ def answer(scene, question):
     return scene.items[1 - i].shape
 
 
-def test_annotators_mostly_tell_the_truth(folder, scene_of):
+def test_annotators_mostly_tell_the_truth(world):
+    folder, scene_of = world
     types = {'colour': 'other', 'shape': 'other', 'relation': 'other', 'count': 'number', 'yes/no': 'yes/no'}
     noisy = 0
     for name in VQA:
