@@ -70,6 +70,9 @@ Config = Mapping[str, Any]
 Forward = Callable[[nn.Module, int], Any]  # (model, B) -> outputs of B random examples
 
 
+PROJECTED = ('.crossattention.self.key', '.crossattention.self.value')  # called by `project`, outside of the encoder
+
+
 class Stage(NamedTuple):
     """A row of the tables; one that only evaluates has no `weights` and no `memory`."""
 
@@ -102,10 +105,15 @@ def training(
         memory = {
             setting: sum(weights) + activation_bytes(model, forward, batch, images, *setting) for setting in SETTINGS
         }
-    momentum = sum(flops for part, flops in counts.items() if part.count('.') == 1 and part.endswith('_m'))
+    copies = [part for part in counts if part.count('.') and part.split('.')[1].endswith('_m')]
+    momentum = sum(counts[part] for part in copies if part.endswith(PROJECTED) or not _is_inside(part, copies))
     flops = (3 * (counts['Global'] - momentum) + momentum) / batch
     epochs = config.get('train_epochs') or config['schedular']['epochs']
     return Stage(name, examples, epochs, batch, flops, weights, memory)
+
+
+def _is_inside(part: str, parts: Sequence[str]) -> bool:
+    return any(part.startswith(f'{other}.') for other in parts)
 
 
 def activation_bytes(
@@ -210,6 +218,11 @@ def answering_flops(config: Config) -> float:
 
 STAGES: dict[str, tuple[str, str, Callable[[Config], list[Stage]]]] = {  # {name: (task, configuration, function)}
     'pretrain': ('pretrain', 'Pretrain', pretrain),
+    'albef': (
+        'pretrain',
+        'Pretrain_ALBEF',
+        lambda config: [pretrain(config)[0]._replace(name="ALBEF's own pre-training, a row per pair")],
+    ),
     'coco': (
         'retrieval',
         'Retrieval_coco',

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.model_nlvr import NLVRModel
+from models.model_vqa import VQAModel
+from models.momentum import QueueModel
 from models.pretrained import (
     FILE_NAME,
     Pretrained,
@@ -33,13 +36,13 @@ from utils.files import atomic_write
 
 QUEUE_SIZE = 65536  # of ALBEF's pre-training
 # The parts of which ALBEF has momentum copies, by task; those of pre-training and retrieval also fill a queue.
-WITH_QUEUE = ('visual_encoder', 'vision_proj', 'text_encoder', 'text_proj')
+WITH_QUEUE = QueueModel.COPIED
 COPIED = {
     'pretrain': WITH_QUEUE,
     'retrieval': WITH_QUEUE,
     'nlvr_pretrain': (),
-    'nlvr': ('visual_encoder', 'text_encoder', 'cls_head'),
-    'vqa': ('visual_encoder', 'text_encoder', 'text_decoder'),
+    'nlvr': NLVRModel.COPIED,
+    'vqa': VQAModel.COPIED,
 }
 
 

@@ -13,7 +13,7 @@ from models.inputs import TokenBatch
 from models.model_retrieval import RetrievalModel
 from models.pretrained import build, read_pretrained
 from models.tokenization_bert import fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, MissingFileError
 
 MATCH, DOUBTFUL = 0.8, 0.5
 
@@ -62,7 +62,14 @@ def load_filter(config: Mapping[str, Any], tokenizer: Any, device: torch.device)
     key, source = 'false_negative_filter', config['false_negative_filter']
     if source is None:
         return None
-    pretrained = read_pretrained(source, overrides=[f'image_res={config["image_res"]}'])
+    try:
+        pretrained = read_pretrained(source, overrides=[f'image_res={config["image_res"]}'])
+    except MissingFileError as error:
+        raise MissingFileError(f'{key}: {error}') from None
+    except InputError as error:
+        raise InputError(
+            f'{key}: {error} (`python -m models.convert` writes a folder that has configuration and vocabulary)'
+        ) from None
     if pretrained.task not in ('pretrain', 'retrieval'):
         raise InputError(f'{key} {source} is a checkpoint of {pretrained.task}; give one of retrieval or pre-training')
     if fingerprint(pretrained.tokenizer) != fingerprint(tokenizer):

@@ -29,6 +29,7 @@ MODEL = (
 )
 GRIT = 'queue_size=16 search_space=8 grit_from_epoch=0 itm_negatives=hard'
 PRETRAIN = f'embed_dim=16 batch_size=4 train_epochs=3 {GRIT}'
+ALBEF = 'embed_dim=16 batch_size=4 train_epochs=2 itc_queue_size=32'
 RETRIEVAL = 'embed_dim=16 batch_size_train=8 batch_size_test=8 k_test=4 schedular.epochs=2 queue_size=32'
 NLVR = 'batch_size=16 schedular.epochs=2'
 VQA = 'batch_size_train=16 batch_size_test=8 k_test=4 schedular.epochs=2'
@@ -37,6 +38,7 @@ MOMENTUM = 'distill=true alpha=0.4'
 # name of a run: (script, configuration, run whose last checkpoint it starts from, settings)
 RUNS = {
     'pretrain': ('Pretrain', 'Pretrain', None, PRETRAIN),
+    'pretrain_albef': ('Pretrain', 'Pretrain_ALBEF', None, ALBEF),
     'retrieval': ('Retrieval', 'Retrieval', 'pretrain', f'{RETRIEVAL} use_momentum=false distill=false'),
     'retrieval_momentum': ('Retrieval', 'Retrieval', 'pretrain', f'{RETRIEVAL} use_momentum=true {MOMENTUM}'),
     'nlvr_pretrain': ('Pretrain_nlvr', 'NLVR_pretrain', 'pretrain', 'embed_dim=16 batch_size=8 schedular.epochs=2'),

@@ -26,7 +26,7 @@ from utils.errors import InputError
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LONGEST_WAIT = 20
 SETTINGS = {
-    'pretrain': ('save_every=4', 'itm_negatives=auto'),
+    'pretrain': ('save_every=4', 'itm_negatives=auto', 'use_momentum=true', 'grit_quantile=auto'),
     'retrieval': ('batch_size_train=16', 'save_every=3', 'use_momentum=true', 'distill=true', 'queue_size=64'),
     'nlvr_pretrain': ('save_every=3',),
     'nlvr': ('batch_size=32', 'save_every=3', 'distill=true', 'alpha=0.4'),

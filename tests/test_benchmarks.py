@@ -84,20 +84,36 @@ def test_after_a_failed_run_no_other_begins(tmp_path, monkeypatch):
 # ---- what a run costs ----
 
 
-def test_flops_of_pretraining_are_those_of_the_matrix_products(monkeypatch):
-    """The products of ViT, BERT and heads, written down: B pairs, L tokens, P image tokens, D width, I of the MLPs."""
-    monkeypatch.setattr(cost, 'SETTINGS', [])  # no memory
-    config = resolved('pretrain', '.')
+def products_of(config):
+    """Multiply-adds of pre-training, written down: B pairs, L tokens, P image tokens, D width, I of the MLPs ->
+    (everything but ITC's similarities, the part that momentum encoders repeat).
+    """
     b, tokens, p, d, i, e, v = 4, cost.TOKENS['pretrain'], 5, 32, 64, 16, config['bert_config']['vocab_size']
     masked = b * (tokens - 1) * config['mlm_probability']
     vit = b * ((p - 1) * 3 * 16 * 16 * d + p * (4 * d * d + 2 * d * 4 * d) + 2 * p * p * d)
     text_layer = tokens * (4 * d * d + 2 * d * i) + 2 * tokens * tokens * d
     cross_attention = tokens * 2 * d * d + 2 * tokens * p * d
-    heads = 2 * b * d * e + 2 * b * b * e + 3 * b * d * 2 + masked * (d * d + d * v)
-    products = vit + 2 * b * text_layer + 4 * b * (text_layer + cross_attention) + b * p * 2 * d * d + heads
+    shared = vit + 2 * b * text_layer + b * p * 2 * d * d + 2 * b * d * e + masked * (d * d + d * v)
+    one_fusion = b * (text_layer + cross_attention)
+    return shared + 4 * one_fusion + 3 * b * d * 2, shared + one_fusion
+
+
+def test_flops_of_pretraining_are_those_of_the_matrix_products(monkeypatch):
+    monkeypatch.setattr(cost, 'SETTINGS', [])  # no memory
+    config = resolved('pretrain', '.')
+    products = products_of(config)[0] + 2 * 4 * 4 * 16
     per_pair, per_image = cost.pretrain(config)
-    assert per_pair.flops == per_image.flops == 3 * 2 * products / b
-    assert per_pair.examples > per_image.examples and (per_pair.batch, per_pair.epochs) == (b, config['train_epochs'])
+    assert per_pair.flops == per_image.flops == 3 * 2 * products / 4
+    assert per_pair.examples > per_image.examples and (per_pair.batch, per_pair.epochs) == (4, config['train_epochs'])
+
+
+def test_flops_of_albefs_pretraining(monkeypatch):
+    """Momentum encoders and their MLM cost a forward pass only; similarities, also the teacher's, count as trained."""
+    monkeypatch.setattr(cost, 'SETTINGS', [])  # no memory
+    config = resolved('pretrain', '.', 'use_momentum=true', 'itc_queue_size=64', 'consistency_weight=0')
+    trained, repeated = products_of(config)
+    similarities = 2 * 2 * 4 * (4 + 64) * 16
+    assert cost.pretrain(config)[0].flops == 2 * (3 * (trained + similarities) + repeated) / 4
 
 
 def test_momentum_encoders_cost_a_forward_pass_only(monkeypatch):

@@ -3,8 +3,7 @@
 As Python dicts four million pairs take gigabytes, again in every DataLoader worker of every rank. Here each JSON file
 is converted once into an Arrow file beside it, which every process maps: it is read through the page cache of the
 system, and nothing is copied. The cache is named after the contents of the JSON file and ends with a checksum of its
-own, so it is never out of date, and a damaged one is rebuilt. See `schema.py` for the kinds of rows. A field of `RARE`
-has a column only in the caches of files that contain its name, and their names say so: other files do not pay for it.
+own, so it is never out of date, and a damaged one is rebuilt. See `schema.py` for the kinds of rows.
 """
 
 import glob
@@ -31,14 +30,13 @@ from dataset.files import open_regular
 from utils.errors import InputError
 from utils.files import atomic_write
 
-VERSION = '4'  # of the format of caches and of the checks of rows; a new one rebuilds every cache
+VERSION = '5'  # of the format of caches and of the checks of rows; a new one rebuilds every cache
 DIGEST = 16  # letters
 ROWS_PER_BATCH = 1 << 16
 ABSENT = object()
 
 TEXT = pa.large_string()
 TEXTS = pa.large_list(pa.large_string())
-RARE = {'pretrain': 'also_true_of'}  # optional fields that hardly any file has
 JSON = pa.large_binary()  # fields of any other form, and optional ones: as JSON; empty where the row has none
 COLUMNS = {'image': TEXT, 'question': TEXT, 'sentence': TEXT, 'dataset': TEXT, 'images': TEXTS}
 CAPTIONS = {'pretrain': TEXTS, 'retrieval_eval': TEXTS, 'retrieval_train': TEXT}
@@ -126,13 +124,13 @@ class Annotations:
 
         A list has None for a row without the field, and takes the memory of its Python objects.
         """
-        names = list(dict.fromkeys(name for chunk in self._chunks for name, _ in chunk))
+        names = [name for name, _ in self._chunks[0]]
         if name not in names:
             raise InputError(f"annotations of kind {self.kind} have no column '{name}': they have {', '.join(names)}")
         ends = [*self._starts[1:], self._length]
         values = []
         for chunk, start, end in zip(self._chunks, self._starts, ends, strict=True):
-            read = dict(chunk).get(name, lambda index: ABSENT)
+            read = dict(chunk)[name]
             values.extend(read(index) for index in range(end - start))
         values = [None if value is ABSENT else value for value in values]
         types = {type(value) for value in values}
@@ -194,10 +192,8 @@ def _int64(buffer: pa.Buffer) -> memoryview:
     return memoryview(buffer).cast('B').cast('q')
 
 
-def _ends(batch: pa.RecordBatch, name: str) -> np.ndarray | memoryview:
-    """[rows + 1] int64, where the values of an optional field end in its column; all 0 if it is rare and has none."""
-    if name in RARE.values() and name not in batch.schema.names:
-        return np.broadcast_to(np.int64(0), batch.num_rows + 1)
+def _ends(batch: pa.RecordBatch, name: str) -> memoryview:
+    """[rows + 1] int64, where the values of an optional field end in its column."""
     return _int64(batch.column(name).buffers()[1])[: batch.num_rows + 1]
 
 
@@ -207,9 +203,7 @@ def _ends(batch: pa.RecordBatch, name: str) -> np.ndarray | memoryview:
 def _cached(file: str, kind: str, cache_dir: str | None) -> str:
     """Path of the cache of `file`, which is built if it is absent or damaged."""
     with open_annotations(file) as handle:
-        rare = RARE.get(kind)
-        digest, has_rare = _digest_and_find(handle, os.path.getsize(file), json.dumps(rare).encode() if rare else b'')
-        key = f'{digest}.{VERSION}{rare if has_rare else ""}'
+        key = f'{_digest(handle, os.path.getsize(file))}.{VERSION}'
         fallback = os.path.join(tempfile.gettempdir(), f'grit-vlp-annotations-{os.getuid()}')
         beside = f'.{os.path.basename(file)}.{kind}.'
         # In a common folder, files of the same name from several folders need different names.
@@ -221,7 +215,7 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
                 return f'{prefix}{key}.arrow'
         for prefix in prefixes:
             try:
-                return _build(handle, file, kind, prefix, key, has_rare)
+                return _build(handle, file, kind, prefix, key)
             except OSError as error:
                 reason = error
                 if prefix == first:
@@ -239,20 +233,12 @@ def _cached(file: str, kind: str, cache_dir: str | None) -> str:
 
 def _digest(handle: BinaryIO, length: int) -> str:
     """A digest of the first `length` bytes of a file, in 16 letters."""
-    return _digest_and_find(handle, length, b'')[0]
-
-
-def _digest_and_find(handle: BinaryIO, length: int, word: bytes) -> tuple[str, bool]:
-    """A digest of the first `length` bytes of a file, in 16 letters, and whether they contain `word` (if not empty)."""
-    digest, found, before = hashlib.blake2b(digest_size=DIGEST // 2), False, b''
+    digest = hashlib.blake2b(digest_size=DIGEST // 2)
     handle.seek(0)
     while length and (block := handle.read(min(length, 1 << 20))):
         digest.update(block)
         length -= len(block)
-        if word and not found:
-            found = word in block or word in before + block[: len(word)]
-            before = (before + block if len(block) < len(word) else block)[-len(word) :]
-    return digest.hexdigest(), found
+    return digest.hexdigest()
 
 
 def _hash(data: bytes) -> str:
@@ -263,7 +249,7 @@ def _open_cache(path: str, kind: str) -> list[pa.RecordBatch]:
     """Views over the mapped file; OSError or ValueError (as pyarrow's are) if it is not a cache of this kind."""
     with pa.memory_map(path) as source:
         reader = pa.ipc.open_file(pa.BufferReader(source.read_buffer(source.size() - DIGEST)))
-    if reader.schema not in (_schema(kind), _schema(kind, with_rare=True)):
+    if reader.schema != _schema(kind):
         raise InputError('its columns are not those of this kind')
     batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     for batch in batches:
@@ -282,20 +268,19 @@ def _is_usable(path: str, kind: str) -> bool:
         return False
 
 
-def _schema(kind: str, with_rare: bool = False) -> pa.Schema:
+def _schema(kind: str) -> pa.Schema:
     columns = COLUMNS | ({'caption': CAPTIONS[kind]} if kind in CAPTIONS else {})
-    optional = [name for name in OPTIONAL.get(kind, {}) if with_rare or name != RARE.get(kind)]
-    return pa.schema([(name, columns.get(name, JSON)) for name in [*REQUIRED[kind], *optional]])
+    return pa.schema([(name, columns.get(name, JSON)) for name in [*REQUIRED[kind], *OPTIONAL.get(kind, {})]])
 
 
-def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str, with_rare: bool) -> str:
+def _build(handle: BinaryIO, file: str, kind: str, prefix: str, key: str) -> str:
     """Write the cache atomically; several processes may do so at the same time."""
     target = f'{prefix}{key}.arrow'
     size = os.fstat(handle.fileno()).st_size
     if size > 1 << 26:
         print(f'Building the annotation cache of {file} ({size >> 20} MiB), once', file=sys.stderr, flush=True)
     with atomic_write(target, 'w+b', sync=True) as out:
-        _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind, with_rare))
+        _write(checked_rows(read_rows(handle, file), file, kind), out, _schema(kind))
         out.write(_digest(out, out.tell()).encode())
     _remove_stale(prefix, target)
     return target

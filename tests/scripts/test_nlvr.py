@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import models
-import models.model_nlvr
 import NLVR
 import Pretrain_nlvr
 import utils.checkpoint
 from dataset.samplers import ShardBatches
 from engine import TrainingRun
 from evaluation.nlvr import nlvr_consistency
+from models.momentum import MomentumModel
 from tests.helpers import differing, read_lines, read_log, read_pth, read_rows, state_of_run, weights, write_rows
 from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.tiny import arguments
@@ -209,13 +209,13 @@ def test_distillation_warms_up_and_the_copies_start_as_the_loaded_weights(shapes
     original = TrainingRun.distillation_weight
     monkeypatch.setattr(TrainingRun, 'distillation_weight', lambda run: alphas.append(original(run)) or alphas[-1])
     monkeypatch.setattr(
-        models.model_nlvr,
+        MomentumModel,
         'update_momentum',
-        lambda pairs, momentum: copies.append(
+        lambda model: copies.append(
             all(
                 torch.equal(p, m)
-                for module, copy in pairs
-                for p, m in zip(module.parameters(), copy.parameters(), strict=True)
+                for part, copy in model.momentum_pairs()
+                for p, m in zip(part.parameters(), copy.parameters(), strict=True)
             )
         ),
     )

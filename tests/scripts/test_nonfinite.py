@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import engine
-from models import model_retrieval
+from models import losses
 from tests.helpers import differing, read_log, read_pth, state_of_run, weights
 from tests.processes import run_script
 from tests.tiny import SCRIPTS, arguments
@@ -79,7 +79,7 @@ def test_bad_steps_can_be_skipped(shapes, tmp_path, poison, capsys, task):
     """Also with distillation, whose queue and momentum copies outlive a step, and GRIT's queue."""
     poison('loss', (0, 1), (1, 0))
     distill = ('distill=true', 'alpha=0.4') if task in ('retrieval', 'nlvr', 'vqa') else ()
-    queue = ('use_momentum=true', 'queue_size=32') if task == 'retrieval' else ()
+    queue = ('use_momentum=true', 'queue_size=32') if task in ('retrieval', 'pretrain') else ()
     settings = (*FEWER_STEPS.get(task, ()), *distill, *queue, 'on_nonfinite=skip', 'save_every=2')
     MAINS[task](arguments(task, shapes, tmp_path, *settings))
     printed = capsys.readouterr().out
@@ -90,17 +90,20 @@ def test_bad_steps_can_be_skipped(shapes, tmp_path, poison, capsys, task):
 
 
 @pytest.mark.parametrize('call', range(1, 5))
-def test_features_that_are_not_finite_do_not_stay_in_the_queue(shapes, tmp_path, monkeypatch, capsys, call):
-    """They reach retrieval's queue before the loss is known: those of the image or text encoder or of a copy."""
-    original, calls = model_retrieval.feature, [0]
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval'])
+def test_features_that_are_not_finite_do_not_stay_in_the_queue(shapes, tmp_path, monkeypatch, capsys, task, call):
+    """They reach the queue before the loss is known: those of the image or text encoder or of a copy."""
+    original, calls = losses.feature, [0]
 
     def feature(*args):
         calls[0] += 1
         return original(*args) * (math.nan if calls[0] == call else 1)
 
-    monkeypatch.setattr(model_retrieval, 'feature', feature)
-    settings = ('use_momentum=true', 'distill=true', 'alpha=0.4', 'queue_size=64', 'on_nonfinite=skip')
-    MAINS['retrieval'](arguments('retrieval', shapes, tmp_path, *settings, 'schedular.epochs=1'))
+    monkeypatch.setattr(losses, 'feature', feature)
+    settings = ('use_momentum=true', 'on_nonfinite=skip', 'schedular.epochs=1')
+    if task == 'retrieval':
+        settings += ('distill=true', 'alpha=0.4', 'queue_size=64')
+    MAINS[task](arguments(task, shapes, tmp_path, *settings, *({'pretrain': ['train_epochs=1']}.get(task, []))))
     assert capsys.readouterr().out.count('skipped epoch 0') == 1
     assert is_finite(tmp_path / 'checkpoint_00.pth')
 
