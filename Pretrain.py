@@ -18,6 +18,7 @@ import torch
 from dataset.caption_dataset import PretrainDataset
 from dataset.grit.batch_similarity import BatchSimilarity
 from dataset.grit.collector import GritCollector
+from dataset.grit.cuthill_mckee import require_grouping
 from dataset.grit.quantile import GritQuantile
 from dataset.grit.schedule import is_grouped, may_be_grouped
 from dataset.grit.warmstart import saved_order
@@ -39,16 +40,6 @@ from utils.setup import autocast, finish_evaluation, script, start, to_device, u
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 METRICS = (*LOSSES, 'itm_acc')
 MAJORITY_ITM = 'ITM that always predicts "no match" has itm_acc 0.6667 and loss_itm 0.6365'
-
-
-def collect(collector, batch, image_feat, text_feat):
-    """Queue the features [N, E] under their examples' indices; an example whose image was replaced has no features."""
-    index, requested = batch['index'], batch['requested']
-    own = index == requested  # on the CPU: nothing waits for the device
-    if not own.all():
-        collector.add_ungrouped(requested[~own])
-        image_feat, text_feat = image_feat[own.to(image_feat.device)], text_feat[own.to(text_feat.device)]
-    collector.add(index[own], image_feat, text_feat)
 
 
 def set_next_order(run, epoch, collector, record, args, config):
@@ -131,6 +122,8 @@ def main(argv=None):
 
     # Model and data. A resumed run takes its weights from its checkpoint, a new one from --checkpoint or BERT and DeiT.
     tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
+    require_grouping(config['grit_grouping'])
+    match_filter = load_filter(config, tokenizer, device)
     dataset = PretrainDataset(config, tokenizer, args.seed)
     model = create_model('pretrain', config, tokenizer)
     resume_from = find_checkpoint('pretrain', args)
@@ -143,7 +136,9 @@ def main(argv=None):
     negatives, similarity = unwrap(model).negatives.to(device), BatchSimilarity()
     sizes = config['queue_size'], config['search_space']
     collector = GritCollector(*sizes, args.seed, distributed.rank(), quantile, config['grit_grouping'])
-    unwrap(model).filter = load_filter(config, tokenizer, device)
+    adaptive = {'itm_negatives': negatives, 'grit_quantile': quantile}
+    adaptive = {name: part for name, part in adaptive.items() if part.adapts}
+    unwrap(model).filter = match_filter
     extra = metrics_of(unwrap(model), quantile, dataset)
     run = TrainingRun(
         'pretrain',
@@ -155,7 +150,7 @@ def main(argv=None):
         metrics=(*METRICS, *extra),
         batch_size=config['batch_size'],
         epochs=config['train_epochs'],
-        state={'collector': collector, 'similarity': similarity, 'itm_negatives': negatives, 'grit_quantile': quantile},
+        state={'collector': collector, 'similarity': similarity, **adaptive},
     )
     if args.evaluate:
         return finish_evaluation(args, evaluate(run, args.checkpoint, config, device))
@@ -164,18 +159,18 @@ def main(argv=None):
 
     for epoch in run.epochs():
         unwrap(model).begin_epoch(epoch)
-        quantile.begin_epoch(is_grouped(epoch, config, run.status.records))
+        quantile.begin_epoch(is_grouped(epoch, config, run.status.records), run.steps)
         for batch in run.batches():
             with autocast(device, config):
                 out = model(batch['image'], batch['text'], batch['image_key'], alpha=run.distillation_weight())
             run.optimize(sum(out[name] for name in LOSSES))
-            negatives.adapt(out['itm_acc'])
-            quantile.adapt(out['itm_acc'])
+            for part in adaptive.values():
+                part.adapt(out['itm_acc'], run.is_finite)
             run.log(**{name: out[name] for name in METRICS}, **{name: of(batch, out) for name, of in extra.items()})
 
             # GRIT collects the features of this step, from before its update.
             if may_be_grouped(epoch + 1, config):
-                collect(collector, batch, out['image_feat'], out['text_feat'])
+                collector.collect(batch, out['image_feat'], out['text_feat'])
             similarity.update(out['image_feat'], out['text_feat'])
 
         neighbour, random_pair = similarity.epoch()

@@ -83,9 +83,8 @@ class TrainingRun:
     """A run of one script: see the module's docstring.
 
     model: on its device, wrapped if several processes train it. metrics: the names that `log` takes. batch_size: per
-    process. epochs: how many to train. state: {name: object}, see invariant 2; each rank saves its own, but not one
-    whose `adapts` is false. identity: {name: words}, what a resumed run must find as it was, besides seed, vocabulary
-    and training data.
+    process. epochs: how many to train. state: {name: object}, see invariant 2; each rank saves its own. identity:
+    {name: words}, what a resumed run must find as it was, besides seed, vocabulary and training data.
 
     Attributes for the script: `plan` (`EpochPlan`), `steps` (per epoch), `epoch`, `step`.
     """
@@ -115,8 +114,7 @@ class TrainingRun:
         self.bad_images = BadImages(args.output_dir, len(dataset))
         self.is_finite = torch.tensor(True, device=device)  # [], whether the last gradient was
         self.guard = finite.StepGuard(config['on_nonfinite'], dataset.source, device)
-        self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images}
-        self.state |= {name: part for name, part in (state or {}).items() if getattr(part, 'adapts', True)}
+        self.state = {'plan': self.plan, 'averages': self.averages, 'bad_images': self.bad_images, **(state or {})}
         self.report = Report(config, self.folder, self.steps)
         if self.report.name != 'none':
             self.state['report'] = self.report

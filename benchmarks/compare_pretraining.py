@@ -10,11 +10,9 @@ one run. A second call continues interrupted runs, skips finished ones and print
 """
 
 import json
-import math
 import os
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +35,7 @@ AUTO = 'itm_negatives=auto'
 
 
 START = 4  # epochs; in the next one GRIT collects what it orders then
+LAST = 4  # epochs whose seconds are averaged
 
 
 class Arm(NamedTuple):
@@ -62,10 +61,11 @@ ARMS = {
     'albef': Arm('ALBEF', [], config='Pretrain_ALBEF'),
     'grit': Arm('GRIT and the hardest negative from epoch 5', [], True),
     'grit-sampled': Arm('GRIT from epoch 5; sampled negatives from epoch 2', [SAMPLED], True),
-    'grit-smoothed': Arm('GRIT + smoothed ITC', [SMOOTHED], True),
+    'grit-smoothed': Arm('GRIT + smoothed ITC from epoch 5', [SMOOTHED], True),
     'grit-quantile': Arm('GRIT + `grit_quantile: 0.99`', ['grit_quantile=0.99'], True),
     'quantile-auto': Arm('GRIT + `grit_quantile: auto`', ['grit_quantile=auto'], True),
-    'mafa': Arm('MAFA: GRIT + smoothed ITC + filter', [SMOOTHED, FILTER], True),
+    'grit-filter': Arm('GRIT + the filter of MAFA from epoch 4', [FILTER], True),
+    'mafa': Arm('MAFA: GRIT + smoothed ITC, and its filter from epoch 4', [SMOOTHED, FILTER], True),
     'gcbs': Arm('`grit_grouping: cuthill_mckee`', ['grit_grouping=cuthill_mckee'], True),
     'grit-auto': Arm('`itm_negatives: auto`, GRIT from epoch 3', [AUTO, 'grit_from_epoch=3']),
     'auto': Arm('`itm_negatives: auto`, `grit_from_epoch: auto`', [AUTO, 'grit_from_epoch=auto']),
@@ -98,7 +98,7 @@ def refuse_other_settings(folder: Path, arm: Arm, data: str) -> None:
     """InputError if the folder is of other settings or another dataset; else it is marked with these."""
     path, world = folder / 'settings.json', json.loads(Path(data, 'world.json').read_text())
     config = (ROOT / f'configs/shapes/{arm.config}.yaml').read_text()
-    dataset = [world['version'], world['seed'], world.get('duplicates')]
+    dataset = [world[key] for key in ('version', 'seed', 'duplicates') if key in world]
     settings = {'arm': arm.changed, 'configuration': config, 'dataset': dataset}
     found = json.loads(path.read_text()) if path.is_file() else None
     if folder.exists() and found != settings:
@@ -117,8 +117,8 @@ def pretrain(arm: Arm, seed: int, data: str, folder: Path) -> dict:
     return read_log(folder / 'pretrain' / 'log.txt')[-1]
 
 
-def begin(seed: int, data: str, out: Path) -> Path:
-    """The checkpoint after the epochs that arms share."""
+def train_shared_epochs(seed: int, data: str, out: Path) -> Path:
+    """The checkpoint after the epochs that arms share, trained if it is not there."""
     folder = out / f'beginning-seed{seed}'
     checkpoint = folder / 'pretrain' / f'checkpoint_{START - 1:02d}.pth'
     if not checkpoint.is_file():
@@ -132,11 +132,13 @@ def run_arm(name: str, seed: int, data: str, out: Path, beginning: Future | None
     refuse_other_settings(folder, arm, data)
     if (folder / 'result.json').is_file():
         return
-    if beginning is not None and not (folder / 'pretrain').exists():
-        (folder / 'pretrain').mkdir()
-        shutil.copy(beginning.result(), folder / 'pretrain')
+    if beginning is not None and not any((folder / 'pretrain').glob('checkpoint_*.pth')):
+        checkpoint = beginning.result()
+        (folder / 'pretrain').mkdir(exist_ok=True)
+        with atomic_write(folder / 'pretrain' / checkpoint.name, 'wb') as file:
+            file.write(checkpoint.read_bytes())
     trained = pretrain(arm, seed, data, folder)
-    seconds = re.findall(r'^epoch \d+ took ([\d.]+) s$', (folder / 'output.txt').read_text(), re.MULTILINE)[-START:]
+    seconds = re.findall(r'^epoch \d+ took ([\d.]+) s$', (folder / 'output.txt').read_text(), re.MULTILINE)[-LAST:]
     command = ['Retrieval.py', '--config', 'configs/shapes/Retrieval.yaml', '--output_dir', f'{folder}/zero_shot']
     command += ['--evaluate', '--checkpoint', f'{folder}/pretrain/checkpoint_{trained["epoch"]:02d}.pth']
     command += ['--text_encoder', f'{data}/vocab', '--device', 'cpu', '--set', f'image_root={data}']
@@ -144,13 +146,16 @@ def run_arm(name: str, seed: int, data: str, out: Path, beginning: Future | None
     run_script(command, folder / 'output.txt')
     found = read_log(folder / 'zero_shot' / 'log.txt')[-1]
     result = {metric: found[key] for metric, key in METRICS.items()}
-    false = 100 * trained.get('train_false_negative_rate', math.nan)
+    false = 100 * trained['train_false_negative_rate'] if 'train_false_negative_rate' in trained else None
     mean_seconds = statistics.mean(map(float, seconds))
     result |= dict(zip(OTHERS, (trained['train_itm_acc'], false, mean_seconds), strict=True))
     with atomic_write(folder / 'result.json') as file:
         json.dump(result, file, indent=1)
     with lock:
-        print(f'{name}, seed {seed}: {json.dumps({key: round(value, 2) for key, value in result.items()})}', flush=True)
+        print(
+            f'{name}, seed {seed}: {json.dumps({key: value and round(value, 2) for key, value in result.items()})}',
+            flush=True,
+        )
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -161,6 +166,9 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         cells = [ARMS[arm].words, str(len(of_seeds))]
         for name in names:
             values = [result[name] for result in of_seeds]
+            if None in values:  # the dataset does not tell
+                cells.append('-')
+                continue
             digits = 2 if name == 'ITM accuracy' else 1
             cell = f'{statistics.mean(values):.{digits}f}'
             if len(values) > 1 and name in METRICS:
@@ -191,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in args.seeds:
             open_arms = [arm for arm in args.arms if not (out / f'{arm}-seed{seed}' / 'result.json').is_file()]
             shared = any(ARMS[arm].shares for arm in open_arms)
-            beginning = pool.submit(begin, seed, data, out) if shared else None
+            beginning = pool.submit(train_shared_epochs, seed, data, out) if shared else None
             for arm in args.arms:
                 runs.append(pool.submit(run_arm, arm, seed, data, out, beginning if ARMS[arm].shares else None))
         try:

@@ -36,10 +36,9 @@ from utils.files import atomic_write
 
 QUEUE_SIZE = 65536  # of ALBEF's pre-training
 # The parts of which ALBEF has momentum copies, by task; those of pre-training and retrieval also fill a queue.
-WITH_QUEUE = QueueModel.COPIED
 COPIED = {
-    'pretrain': WITH_QUEUE,
-    'retrieval': WITH_QUEUE,
+    'pretrain': QueueModel.COPIED,
+    'retrieval': QueueModel.COPIED,
     'nlvr_pretrain': (),
     'nlvr': NLVRModel.COPIED,
     'vqa': VQAModel.COPIED,
@@ -57,7 +56,7 @@ def albef_state(pretrained: Pretrained, queue_size: int = QUEUE_SIZE) -> dict[st
         part, _, rest = key.partition('.')
         if part in parts:
             state[f'{part}_m.{rest}'] = value.clone()
-    if parts is WITH_QUEUE:
+    if parts is QueueModel.COPIED:
         generator = torch.Generator().manual_seed(0)
         for name in ('image_queue', 'text_queue'):
             noise = torch.randn(pretrained.config['embed_dim'], queue_size, generator=generator)

@@ -72,12 +72,16 @@ class ItmNegatives:
         return torch.where(replaced, self.pick(sim, remaining & replaced[:, None]), chosen)
 
     @torch.no_grad()
-    def adapt(self, accuracy: Tensor) -> None:
-        """Move beta after a step (a collective, only with `auto`). accuracy: [], ITM's in this step. No host sync."""
+    def adapt(self, accuracy: Tensor, is_finite: Tensor) -> None:
+        """Move beta after a step (a collective, only with `auto`). No host sync.
+
+        accuracy: [], ITM's in this step. is_finite: [] bool, False for a step that was skipped: then nothing moves.
+        """
         if self.policy != 'auto':
             return
-        self.accuracy = running_accuracy(self.accuracy, accuracy)
-        self.beta = (self.beta * torch.exp(BETA_RATE * (self.accuracy - self.target))).clamp(*BETA_RANGE)
+        accuracy = running_accuracy(self.accuracy, accuracy)
+        beta = (self.beta * torch.exp(BETA_RATE * (accuracy - self.target))).clamp(*BETA_RANGE)
+        self.accuracy, self.beta = accuracy.where(is_finite, self.accuracy), beta.where(is_finite, self.beta)
 
     def state_dict(self) -> dict[str, Any]:
         return {'beta': self.beta.cpu(), 'accuracy': self.accuracy.cpu()}

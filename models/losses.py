@@ -35,10 +35,11 @@ def same_image_targets(idx: Tensor, candidate_idx: Tensor) -> Tensor:
 
 
 def itc_targets(size: tuple[int, int], other: Tensor, found: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The target distribution of each row of ITC where own candidates are not all: size (B, C) -> [B, C].
+    """The target distributions of ITC with further positives, or smoothed: size (B, C) -> [B, C].
 
-    The positives of row i are candidate i and, where `found` [B] bool, candidate other[i]; they weigh alike. smoothing:
-    the weight of the uniform distribution over all candidates that is mixed in (MAFA, arXiv 2312.06112).
+    other: [B] int64. found: [B] bool. The positives of row i are candidate i and, if found[i], candidate other[i]; they
+    weigh alike. smoothing: the weight of the uniform distribution over all candidates that is mixed in (MAFA, arXiv
+    2312.06112).
     """
     positive = torch.eye(*size, device=other.device).scatter_add(1, other[:, None], found.float()[:, None])
     targets = positive / positive.sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""A frozen model that looks at the negatives of ITM: which of them are in truth matches (MAFA, arXiv 2312.06112).
+"""A frozen model that predicts which negatives of ITM are matches in truth (MAFA, arXiv 2312.06112).
 
-Legend: B pairs, L tokens, R resolution, K pairs to look at.
+Legend: B pairs, L tokens, R resolution, K pairs.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from models.inputs import TokenBatch
 from models.model_retrieval import RetrievalModel
-from models.pretrained import build, read_pretrained
+from models.pretrained import IncompleteError, Pretrained, build, read_pretrained
 from models.tokenization_bert import fingerprint
-from utils.errors import InputError, MissingFileError
+from utils.errors import InputError
 
 MATCH, DOUBTFUL = 0.8, 0.5
 
 
 class MatchFilter:
-    """Judges pairs by the ITM head of a frozen model, which belongs to no optimizer and no checkpoint.
+    """Predicts whether pairs match, by the ITM head of a frozen model, which no optimizer and no checkpoint has.
 
     With p, the probability of "match": a pair matches if p > 0.8; it is doubtful if 0.5 < p <= 0.8; else it does not.
     """
@@ -41,7 +41,8 @@ class MatchFilter:
         """
         model = self.model
         image_embeds = model.visual_encoder(image)
-        text_embeds, atts = model.encode_text(text.input_ids, text.attention_mask)[0], text.attention_mask
+        atts = text.attention_mask
+        text_embeds = model.text_encoder(text.input_ids, atts, mode='text')
         fused = model.text_encoder(
             mode='fusion',
             first_only=True,
@@ -57,24 +58,33 @@ def load_filter(config: Mapping[str, Any], tokenizer: Any, device: torch.device)
     """The filter that `false_negative_filter` names, on `device`; None if it names none.
 
     It is a checkpoint of pre-training or retrieval. Its image encoder reads the images of this run, at their
-    resolution. InputError if the checkpoint is of another task or has another vocabulary.
+    resolution. No random number is drawn. InputError if the checkpoint is of another task or has another vocabulary.
     """
     key, source = 'false_negative_filter', config['false_negative_filter']
     if source is None:
         return None
     try:
         pretrained = read_pretrained(source, overrides=[f'image_res={config["image_res"]}'])
-    except MissingFileError as error:
-        raise MissingFileError(f'{key}: {error}') from None
-    except InputError as error:
+        _refuse_unfit(pretrained, tokenizer)
+        with torch.random.fork_rng():
+            return MatchFilter(build(pretrained).to(device))
+    except IncompleteError:
         raise InputError(
-            f'{key}: {error} (`python -m models.convert` writes a folder that has configuration and vocabulary)'
+            f'{key} {source}: it lacks its configuration or its vocabulary; write a folder that has both with `python '
+            f'-m models.convert {source} FOLDER --config CONFIG --text_encoder NAME`, and give that'
         ) from None
+    except InputError as error:
+        raise type(error)(f'{key}: {error}') from None
+
+
+def _refuse_unfit(pretrained: Pretrained, tokenizer: Any) -> None:
+    """InputError if a checkpoint is of another task, or has another vocabulary."""
     if pretrained.task not in ('pretrain', 'retrieval'):
-        raise InputError(f'{key} {source} is a checkpoint of {pretrained.task}; give one of retrieval or pre-training')
+        raise InputError(
+            f'{pretrained.source} is a checkpoint of {pretrained.task}; give one of retrieval or pre-training'
+        )
     if fingerprint(pretrained.tokenizer) != fingerprint(tokenizer):
         raise InputError(
-            f'{key} {source} has another vocabulary than this run; give a checkpoint that was trained with the same '
-            '--text_encoder'
+            f'{pretrained.source} has another vocabulary than this run; give a checkpoint that was trained with the '
+            'same --text_encoder'
         )
-    return MatchFilter(build(pretrained).to(device))

@@ -15,7 +15,7 @@ from models.inputs import SpecialTokens, TokenBatch
 from models.itm_negatives import ItmNegatives, of_epoch
 from models.momentum import QueueModel
 from models.vit import create_vit
-from models.xbert import BertConfig, BertModel, BertWithHead, create_bert
+from models.xbert import BertConfig, BertModel, create_bert
 
 TEMP_RANGE = (0.001, 0.5)
 
@@ -38,7 +38,7 @@ class Teacher(NamedTuple):
 class Pairs(NamedTuple):
     """ITM's pairs besides the own ones, 2B: each image with another text, then each text with another image.
 
-    images, texts: [2B] int64, numbers in the batch. is_match: [2B] bool, True if the filter found that a pair matches.
+    images, texts: [2B] int64, rows of the batch. is_match: [2B] bool, True if the filter found that a pair matches.
     """
 
     images: Tensor
@@ -120,7 +120,8 @@ class PretrainModel(QueueModel):
         # image, and the image with the masked text. A pair that the filter found to match is an example of MLM, too.
         mlm_texts, mlm_images, mlm_atts = own, own, atts
         if self.filter is not None:
-            mlm_texts, mlm_images = (torch.cat([own, x[pairs.is_match]]) for x in (pairs.texts, pairs.images))
+            found = pairs.is_match.nonzero()[:, 0]
+            mlm_texts, mlm_images = (torch.cat([own, x[found]]) for x in (pairs.texts, pairs.images))
             mlm_atts, labels, masked_embeds = atts[mlm_texts], labels[mlm_texts], masked_embeds[mlm_texts]
             targets = masked_positions(labels)
         fused = bert(
@@ -136,7 +137,7 @@ class PretrainModel(QueueModel):
         loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[: 3 * batch, 0]).float(), is_match)
 
         # MLM: vocabulary logits at the masked positions only.
-        logits = vocabulary_logits(self.text_encoder, fused[3 * batch :], targets)  # [N, V]
+        logits = self.text_encoder.logits_at(targets, fused[3 * batch :])  # [N, V]
         labels = labels.flatten().index_select(0, targets)  # [N]
         if teacher is None:
             loss_mlm = losses.mlm_loss(logits, labels)
@@ -163,6 +164,7 @@ class PretrainModel(QueueModel):
     def teach(self, image: Tensor, text: TokenBatch, masked_ids: Tensor) -> Teacher:
         """Move the momentum encoders, encode the batch with them, and put its features into the queue.
 
+        image: [B, 3, R, R]. text: [B, L]. masked_ids: [B, L].
         If gradients are disabled nothing is trained: encoders and queue stay as they are.
         """
         if torch.is_grad_enabled():
@@ -188,7 +190,7 @@ class PretrainModel(QueueModel):
         return scaled(image_feat, teacher.texts, self.temp), scaled(text_feat, teacher.images, self.temp)
 
     def itc_loss(self, sims: tuple[Tensor, Tensor], pairs: Pairs, teacher: Teacher | None, alpha: float) -> Tensor:
-        """ITC with the consistency loss; sims: two of [B, C]. Targets are soft with momentum, filter or smoothing."""
+        """ITC with the consistency loss, [], of two of [B, C]. Targets are soft with momentum, filter or smoothing."""
         batch = len(sims[0])
         if teacher is None and self.filter is None and not self.smoothing:
             loss = losses.contrastive_loss(*sims)
@@ -206,10 +208,8 @@ class PretrainModel(QueueModel):
         """The target distributions of both directions: size (B, C) -> two of [B, C]."""
         batch = size[0]
         others = pairs.texts[:batch], pairs.images[batch:]
-        targets = [
-            losses.itc_targets(size, other, found, self.smoothing)
-            for other, found in zip(others, pairs.is_match.chunk(2), strict=True)
-        ]
+        found = pairs.is_match.chunk(2)
+        targets = [losses.itc_targets(size, *pair, self.smoothing) for pair in zip(others, found, strict=True)]
         if teacher is not None:
             sims_m = (
                 losses.scaled_products(teacher.image_feat, teacher.texts, self.temp),
@@ -227,7 +227,8 @@ class PretrainModel(QueueModel):
     ) -> Pairs:
         """The pairs that ITM tells from the own ones. sims: two of [B, C]; the first B columns are the batch's.
 
-        The filter makes those that it finds to match positives, and doubtful ones give way to the next choice.
+        image: [B, 3, R, R]. text: [B, L]. image_key: [B]. The filter makes those that it finds to match positives, and
+        the next choice replaces doubtful ones.
         """
         batch, own = len(image), torch.arange(len(image), device=image.device)
         sims = [sim[:, :batch] for sim in sims]
@@ -280,7 +281,7 @@ class PretrainModel(QueueModel):
             memory=memory,
             memory_index=images,
         )
-        return vocabulary_logits(self.text_encoder_m, fused, targets)
+        return self.text_encoder_m.logits_at(targets, fused)
 
 
 def encode_both(bert: BertModel, text: TokenBatch, masked_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,8 +294,3 @@ def encode_both(bert: BertModel, text: TokenBatch, masked_ids: Tensor) -> tuple[
 def masked_positions(labels: Tensor) -> Tensor:
     """The positions that MLM predicts, counted over all rows: labels [M, L], -100 elsewhere -> [N] int64."""
     return (labels != -100).flatten().nonzero()[:, 0]
-
-
-def vocabulary_logits(text_encoder: BertWithHead, fused: Tensor, targets: Tensor) -> Tensor:
-    """The MLM head's logits at these positions only, in float32: [M, L, D], [N] -> [N, V]."""
-    return text_encoder.cls(fused.flatten(0, 1).index_select(0, targets)).float()

@@ -107,7 +107,7 @@ class VQAModel(MomentumModel):
             memory_index=question_index,
             memory_mask=question.attention_mask,
         )  # [N, L-1, D]
-        return text_decoder.cls(hidden.flatten(0, 1).index_select(0, targets)).float()
+        return text_decoder.logits_at(targets, hidden)
 
     @torch.no_grad()
     def rank_answers(self, image: Tensor, question: TokenBatch, answers: TokenBatch, k: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,11 @@ class MomentumModel(nn.Module):
         return [(getattr(self, name), getattr(self, f'{name}_m')) for name in self.COPIED if hasattr(self, f'{name}_m')]
 
     def create_copies(self) -> None:
-        """Give every part its momentum copy. It draws from no random generator."""
+        """Give every part its momentum copy.
+
+        It draws from no random generator, unlike the models that make their copies like the parts and then copy the
+        weights: their seeds give the numbers they always gave.
+        """
         for name in self.COPIED:
             setattr(self, f'{name}_m', deepcopy(getattr(self, name)).requires_grad_(False))
 
@@ -37,9 +41,13 @@ class MomentumModel(nn.Module):
     @torch.no_grad()
     def update_momentum(self) -> None:
         """Move every copy towards its part, in place: copy = m * copy + (1 - m) * part, with m = `self.momentum`."""
+        copies, parts = [], []
         for part, copy in self.momentum_pairs():
-            for parameter, source in zip(copy.parameters(), part.parameters(), strict=True):
-                parameter.mul_(self.momentum).add_(source, alpha=1 - self.momentum)
+            copies += copy.parameters()
+            parts += part.parameters()
+        if copies:  # few kernels for all of them
+            torch._foreach_mul_(copies, self.momentum)
+            torch._foreach_add_(copies, parts, alpha=1 - self.momentum)
 
 
 class QueueModel(MomentumModel):
@@ -67,14 +75,15 @@ class QueueModel(MomentumModel):
     def enqueue(self, image_feat: Tensor, text_feat: Tensor, idx: Tensor | None = None) -> None:
         """Put all ranks' features [B, E] and, if the queue has them, idx [B] into the queue; they replace the oldest.
 
-        Any batch fits: after the end of the queue it continues at the beginning; of more than Q only the last Q stay.
-        What is not finite counts as 0, for it would stay in every loss until it is replaced.
+        All ranks have batches of one size. Any size fits: after the end of the queue a batch continues at the
+        beginning; of more than Q only the last Q stay. What is not finite counts as 0, for it would stay in every loss
+        until it is replaced.
         """
         feats = torch.cat([image_feat, text_feat], dim=1).nan_to_num(0, 0, 0)  # [B, 2E]
-        feats = torch.cat(distributed.all_gather_tensors(feats))  # of all ranks
+        feats = distributed.all_gather_rows(feats)  # of all ranks
         size = self.image_queue.shape[1]
         positions = ((self.queue_ptr + torch.arange(len(feats), device=feats.device)) % size)[-size:]
         self.image_queue[:, positions], self.text_queue[:, positions] = feats[-size:].t().chunk(2)
         if idx is not None:
-            self.idx_queue[:, positions] = torch.cat(distributed.all_gather_tensors(idx))[-size:]
+            self.idx_queue[:, positions] = distributed.all_gather_rows(idx)[-size:]
         self.queue_ptr.copy_((self.queue_ptr + len(feats)) % size)

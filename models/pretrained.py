@@ -63,6 +63,10 @@ model = load_model('{name}')
 """
 
 
+class IncompleteError(InputError):
+    """A checkpoint has no configuration, or no vocabulary, and none was given."""
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A trained model.
@@ -104,7 +108,7 @@ def read_pretrained(
     given = _given_config(config)
     own = content['config'] if isinstance(content.get('config'), dict) else None
     if given is None and own is None:
-        raise InputError(
+        raise IncompleteError(
             f'{OPTION} {source}: it has no configuration; give that of its training with config= or --config, such as '
             'configs/Pretrain.yaml'
         )
@@ -182,7 +186,7 @@ def _tokenizer(content: Mapping[str, Any], source: str, text_encoder: str | None
         return create_tokenizer(text_encoder, settings['bert_config']['vocab_size'])
     packed = content.get('tokenizer') or _saved_answers(content).get('tokenizer')
     if not packed:
-        raise InputError(
+        raise IncompleteError(
             f'{OPTION} {source}: it has no vocabulary; give that of its training with text_encoder= or --text_encoder, '
             'such as bert-base-uncased'
         )

@@ -138,16 +138,17 @@ def load_pretrain(model: nn.Module, state: State, source: str) -> Report:
     """
     if not model.use_momentum:
         return load_state(model, state, source, unexpected=MOMENTUM)
-    kept = {key: value for key, value in state.items() if not _matches(key, QUEUE)}
-    if (queue := state.get('image_queue')) is not None and queue.shape == model.image_queue.shape:
-        kept = dict(state)
+    queue = state.get('image_queue')
+    fits = queue is not None and queue.shape == model.image_queue.shape
+    dropped = {} if fits else {key: value for key, value in state.items() if _matches(key, QUEUE)}
+    state = {key: value for key, value in state.items() if key not in dropped}
     copied = not any(re.match(COPY, key) for key in state)
-    report = load_state(model, kept, source, missing=(*QUEUE, COPY) if copied else QUEUE)
+    report = load_state(model, state, source, missing=(*QUEUE, COPY) if copied else QUEUE)
     if copied:
         model.copy_momentum()
         report.missing = [key for key in report.missing if not re.match(COPY, key)]
         report.notes.append('momentum encoders: copies of the loaded weights')
-    report_queue(report, model, {key: value for key, value in state.items() if key not in kept})
+    report_queue(report, model, dropped)
     return report
 
 

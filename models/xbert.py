@@ -328,6 +328,13 @@ class BertWithHead(nn.Module):
         self.cls = PredictionHead(config)
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
 
+    def logits_at(self, positions: Tensor, hidden: Tensor) -> Tensor:
+        """The head's vocabulary logits at some positions only: [N, V], in float32.
+
+        positions: [N] int64, counted over all rows of hidden [R, L, D].
+        """
+        return self.cls(hidden.flatten(0, 1).index_select(0, positions)).float()
+
 
 def init_bert(module: nn.Module, std: float) -> None:
     """BERT's initialization: normal weights, zero biases, padding's embedding zero."""

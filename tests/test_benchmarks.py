@@ -3,6 +3,7 @@ FLOPs and bytes are those of closed formulas, of real tensors and of a real opti
 """
 
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_arms_that_share_the_beginning_agree_in_it():
     common, _ = settings(compare.BEGINNING)
     assert compare.START == common['train_epochs'] < common['grit_from_epoch']
     later = {'train_epochs', 'sampler', 'grit_quantile', 'grit_grouping'}  # read when GRIT begins
-    filtered = {'false_negative_filter'}  # begins with the shared epochs' end, as the table says
+    filtered = {'false_negative_filter'}  # begins after the shared epochs, as the words of the arms say
     sharing = [arm for arm in compare.ARMS.values() if arm.shares]
     assert len(sharing) > 5
     for arm in sharing:
@@ -51,6 +52,7 @@ def test_the_table_shows_mean_lowest_and_highest():
     results = {'grit': [dict.fromkeys(names, value) for value in (0.5, 0.9)], 'random': [dict.fromkeys(names, 0.25)]}
     grit, random = compare.table(results).splitlines()[2:]
     assert grit.count('| 0.7 (0.5 to 0.9)') == len(compare.METRICS) and grit.endswith('| 0.70 | 0.7 | 0.7 |')
+    assert '| - |' in compare.table({'grit': [dict.fromkeys(names, 0.5) | {'false negatives': None}]})
     assert random.startswith(f'| {compare.ARMS["random"].words} | 1 | 0.2 |') and '(' not in random.split('|', 2)[2]
 
 
@@ -65,6 +67,28 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
         compare.refuse_other_settings(tmp_path / 'run', compare.ARMS['grit'], str(tmp_path))
 
 
+def test_an_arm_continues_the_shared_epochs_also_after_a_failure(tmp_path, monkeypatch):
+    """A first call that fails before the shared epochs are trained leaves nothing that the second would continue."""
+    (tmp_path / 'world.json').write_text('{"version": 2, "seed": 0}')
+    shared = tmp_path / 'checkpoint_03.pth'
+    shared.write_bytes(b'weights')
+    beginning, failed = Future(), Future()
+    beginning.set_result(shared)
+    failed.set_exception(InputError('stopped'))
+    with pytest.raises(InputError, match='stopped'):
+        compare.run_arm('grit', 0, str(tmp_path), tmp_path, failed)
+    found = []
+
+    def pretrain(arm, seed, data, folder):
+        found.append((folder / 'pretrain' / 'checkpoint_03.pth').read_bytes())
+        raise InputError('enough')
+
+    monkeypatch.setattr(compare, 'pretrain', pretrain)
+    with pytest.raises(InputError, match='enough'):
+        compare.run_arm('grit', 0, str(tmp_path), tmp_path, beginning)
+    assert found == [b'weights']
+
+
 def test_after_a_failed_run_no_other_begins(tmp_path, monkeypatch):
     begun = []
 
@@ -75,7 +99,7 @@ def test_after_a_failed_run_no_other_begins(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare, 'run_arm', run_arm)
     monkeypatch.setattr(compare, 'run_script', lambda command, log: None)
-    monkeypatch.setattr(compare, 'begin', lambda seed, data, out: None)
+    monkeypatch.setattr(compare, 'train_shared_epochs', lambda seed, data, out: None)
     with pytest.raises(InputError, match='grit failed'):
         compare.main(['--out', str(tmp_path), '--jobs', '1', '--arms', 'grit', 'random', '--seeds', '0', '0', '1', '2'])
     assert begun[0] == ('grit', 0) and len(begun) < 4

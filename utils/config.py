@@ -270,6 +270,11 @@ def check_pretrain(config: Mapping[str, Any], source: str = 'config') -> None:
         )
     if config['sampler'] == 'random':
         return
+    if config['grit_grouping'] != 'chain' and config['grit_quantile'] != 1:
+        raise InputError(
+            f'{source}: grit_quantile {config["grit_quantile"]} is of chains, and grit_grouping is '
+            f'{config["grit_grouping"]}; drop one of them'
+        )
     if config['grit_from_epoch'] == 'auto' and 'auto' not in config['itm_negatives'].values():
         raise InputError(
             f'{source}: grit_from_epoch: auto needs itm_negatives: auto, whose beta says when ITM is ready; set it, or '

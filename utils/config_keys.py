@@ -35,6 +35,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
 def _is_fraction(value: Any) -> bool:
     return _is_number(value) and 0 <= value < 1
 
@@ -90,13 +94,11 @@ nonnegative = _check(lambda value: _is_number(value) and value >= 0, 'a finite n
 minutes = _check(lambda value: _is_number(value) and 0.01 <= value <= 1e5, 'a number from 0.01 to 100,000')
 ratio = _check(lambda value: _is_number(value) and 0 < value <= MOST_RATIO, f'a number above 0, at most {MOST_RATIO}')
 dropout = _check(_is_fraction, 'a number from 0 to below 1')
-fraction = _check(lambda value: _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1')
+fraction = _check(_is_share, 'a number from 0 to 1')
 count0_or_auto = _check(
     lambda value: value == 'auto' or _is_int(value) and 0 <= value <= MOST, 'an integer of at least 0, or auto'
 )
-fraction_or_auto = _check(
-    lambda value: value == 'auto' or _is_number(value) and 0 <= value <= 1, 'a number from 0 to 1, or auto'
-)
+fraction_or_auto = _check(lambda value: value == 'auto' or _is_share(value), 'a number from 0 to 1, or auto')
 # "no match" for every pair is right two times of three
 itm_accuracy = _check(lambda value: _is_number(value) and 2 / 3 < value < 1, 'a number between 0.667 and 1')
 boolean = _check(lambda value: isinstance(value, bool), 'true or false')

@@ -272,6 +272,15 @@ def all_gather_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
+def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Every rank's rows in rank order: [B, ...], of one shape on all ranks -> [W * B, ...]. The host does not wait."""
+    if not is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def gather_objects(value: T) -> list[T] | None:
     """Every rank's value, in rank order, on rank 0; None elsewhere. Values are pickled: no CUDA tensors."""
     if not is_initialized():

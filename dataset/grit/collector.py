@@ -72,6 +72,19 @@ class GritCollector:
             if self.filled == self.queue_size:
                 self._group()
 
+    def collect(self, batch: Mapping[str, Any], image_feat: Tensor, text_feat: Tensor) -> None:
+        """Collect a batch of N under its examples' indices; one whose image was replaced has no features of its own.
+
+        batch: `index` and `requested`, both [N] int64 on the CPU: nothing waits for the device. image_feat, text_feat:
+        [N, D].
+        """
+        index, requested = batch['index'], batch['requested']
+        own = index == requested
+        if not own.all():
+            self.add_ungrouped(requested[~own])
+            image_feat, text_feat = image_feat[own.to(image_feat.device)], text_feat[own.to(text_feat.device)]
+        self.add(index[own], image_feat, text_feat)
+
     def add_ungrouped(self, index: Tensor) -> None:
         """index [n] int64: examples without features of their own, because their image could not be read.
 

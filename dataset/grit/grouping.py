@@ -71,7 +71,7 @@ def group_queue(
     """Group a queue: image_feat [L, D], text_feat [L, D] -> positions in the queue [L] int64, on the features' device.
 
     The queue is shuffled and cut into sub-queues of M = `search_space` examples, of which the last may be shorter; each
-    becomes one chain from a random start. `generator` is a CPU generator. The host never waits for a GPU here.
+    becomes one chain from a random start, without the host waiting for a GPU. `generator` is a CPU generator.
 
     quantile: see `group_by_similarity`. grouping: with `cuthill_mckee` the sub-queues are ordered by
     `cuthill_mckee_order` instead: no quantile, and the host waits. InputError if there is no such quantile or grouping.

@@ -63,7 +63,7 @@ def test_beta_follows_the_formula_within_its_range():
     running, beta = 0.0, 0.02
     for step in range(400):
         accuracy = 1.0 if step < 300 else 0.5
-        negatives.adapt(torch.tensor(accuracy))
+        negatives.adapt(torch.tensor(accuracy), torch.tensor(True))
         running = 0.95 * running + 0.05 * accuracy
         beta = min(max(beta * math.exp(0.2 * (running - 0.85)), 0.02), 50)
         assert negatives.beta.item() == pytest.approx(beta, rel=1e-4)
@@ -75,17 +75,17 @@ def test_beta_follows_the_formula_within_its_range():
 def test_beta_stays_where_no_epoch_is_auto():
     negatives = ItmNegatives({0: 'sampled', 5: 'hard'}, 0.85)
     assert not negatives.adapts
-    negatives.adapt(torch.tensor(1.0))
+    negatives.adapt(torch.tensor(1.0), torch.tensor(True))
     assert negatives.beta.item() == pytest.approx(0.02)
 
 
 def test_what_is_saved_continues_exactly():
     first, second = ItmNegatives({0: 'auto'}, 0.85), ItmNegatives({0: 'auto'}, 0.85)
     for _ in range(50):
-        first.adapt(torch.tensor(0.9))
+        first.adapt(torch.tensor(0.9), torch.tensor(True))
     second.load_state_dict(first.state_dict())
     for negatives in (first, second):
-        negatives.adapt(torch.tensor(0.95))
+        negatives.adapt(torch.tensor(0.95), torch.tensor(True))
     assert torch.equal(first.beta, second.beta) and torch.equal(first.accuracy, second.accuracy)
 
 
@@ -93,7 +93,7 @@ def test_auto_moves_towards_the_target():
     """A matcher that tells pairs apart the worse, the harder they are, ends near the target accuracy."""
     negatives = ItmNegatives({0: 'auto'}, 0.85)
     for _ in range(3000):
-        negatives.adapt(1 - 0.1 * torch.log1p(negatives.beta))  # 0.85 at beta = e^1.5 - 1
+        negatives.adapt(1 - 0.1 * torch.log1p(negatives.beta), torch.tensor(True))  # 0.85 at beta = e^1.5 - 1
     assert negatives.beta.item() == pytest.approx(math.exp(1.5) - 1, rel=0.05)
 
 

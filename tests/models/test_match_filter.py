@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from models import create_model, losses
+from models.itm_negatives import ItmNegatives
 from models.match_filter import MatchFilter, load_filter
 from models.tokenization_bert import create_tokenizer
-from tests.helpers import reference_model, text
+from tests.helpers import Waits, reference_model, text
 from utils.errors import InputError, MissingFileError
 
 
@@ -27,15 +28,15 @@ def reference(tokenizer, **settings):
     return model
 
 
-class Judge:
+class KnownProbabilities:
     """A filter that knows the probabilities: {(image, text): probability}, else 0."""
 
     def __init__(self, probability):
-        self.known, self.asked = probability, []
+        self.known, self.requested = probability, []
 
     def probability(self, image, texts, image_numbers, text_numbers):
         pairs = list(zip(image_numbers.tolist(), text_numbers.tolist(), strict=True))
-        self.asked.append(pairs)
+        self.requested.append(pairs)
         return torch.tensor([self.known.get(pair, 0.0) for pair in pairs])
 
     __call__ = MatchFilter.__call__
@@ -62,8 +63,8 @@ def test_the_probability_is_that_of_each_pair_alone(tiny_tokenizer, batch):
     [(0.49, False, False), (0.5, False, False), (0.51, False, True), (0.8, False, True), (0.81, True, False)],
 )
 def test_the_borders(probability, match, doubtful):
-    judge = Judge({(1, 2): probability})
-    found = judge(None, None, torch.tensor([1]), torch.tensor([2]))
+    known = KnownProbabilities({(1, 2): probability})
+    found = known(None, None, torch.tensor([1]), torch.tensor([2]))
     assert [part.tolist() for part in found] == [[match], [doubtful]]
 
 
@@ -74,9 +75,11 @@ def test_a_doubtful_negative_gives_way_to_the_second_hardest(tiny_tokenizer, bat
     sims = [sim.masked_fill(torch.eye(6, dtype=torch.bool), -torch.inf) for sim in similarities(model, batch)]
     first, second = zip(*(sim.topk(2, dim=1).indices.t() for sim in sims), strict=True)
     assert torch.equal(plain.texts[:6], first[0]) and torch.equal(plain.images[6:], first[1])
-    model.filter = Judge({(0, first[0][0].item()): 0.6, (1, first[0][1].item()): 0.9, (first[1][0].item(), 0): 0.8})
+    model.filter = KnownProbabilities(
+        {(0, first[0][0].item()): 0.6, (1, first[0][1].item()): 0.9, (first[1][0].item(), 0): 0.8}
+    )
     pairs = model(*batch)['pairs']
-    assert model.filter.asked == [list(zip(plain.images.tolist(), plain.texts.tolist(), strict=True))]
+    assert model.filter.requested == [list(zip(plain.images.tolist(), plain.texts.tolist(), strict=True))]
     assert pairs.texts[:6].tolist() == [second[0][0], *first[0][1:]]
     assert pairs.images[6:].tolist() == [second[1][0], *first[1][1:]]
     assert pairs.is_match.nonzero().flatten().tolist() == [1]
@@ -93,8 +96,18 @@ def test_a_pair_without_another_candidate_keeps_its_negative(tiny_tokenizer, bat
     image, texts = batch
     two = image[:2], text(texts.input_ids[:2], texts.attention_mask[:2])
     model.mask_tokens = lambda ids: (ids, ids)
-    model.filter = Judge(dict.fromkeys([(0, 1), (1, 0)], 0.7))
+    model.filter = KnownProbabilities(dict.fromkeys([(0, 1), (1, 0)], 0.7))
     assert model(*two)['pairs'].texts.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize('policy', ['sampled', 'uniform'])
+def test_the_next_choice_follows_the_policy_without_the_first(policy):
+    """Three candidates, of which the first choice is gone: the third takes its place, whatever the policy."""
+    negatives = ItmNegatives({0: policy}, 0.85)
+    sim, excluded = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
+    chosen, replaced = torch.tensor([1, 2, 0]), torch.tensor([True, False, True])
+    for _ in range(5):
+        assert negatives.next_choice(sim, excluded, chosen, replaced).tolist() == [2, 2, 1]
 
 
 def test_what_matches_is_a_positive_of_every_loss(tiny_tokenizer, batch):
@@ -105,7 +118,7 @@ def test_what_matches_is_a_positive_of_every_loss(tiny_tokenizer, batch):
     sim_i2t, sim_t2i = similarities(model, batch)
     other_text, other_image = plain['pairs'].texts[:6].tolist(), plain['pairs'].images[6:].tolist()
     found = {(2, other_text[2]), (other_image[4], 4)}
-    model.filter = Judge(dict.fromkeys(found, 0.9))
+    model.filter = KnownProbabilities(dict.fromkeys(found, 0.9))
     out = model(*batch)
     matches = [(i, j) in found for i, j in zip(out['pairs'].images.tolist(), out['pairs'].texts.tolist(), strict=True)]
     assert out['pairs'].is_match.tolist() == matches and 2 <= sum(matches) <= 4
@@ -137,6 +150,61 @@ def test_what_matches_is_a_positive_of_every_loss(tiny_tokenizer, batch):
         assert out['loss_itc'].item() == pytest.approx(sum(terms).item() / 12, rel=1e-5)
     sum(out[name] for name in ('loss_mlm', 'loss_itc', 'loss_itm')).backward()
     assert torch.isfinite(model.vision_proj.weight.grad).all()
+
+
+def test_with_momentum_what_matches_has_a_teacher_too(tiny_tokenizer, batch):
+    """MLM's extra row is distilled like the others, and half of the hard part of ITC's target is the match."""
+    model, _ = reference_model('pretrain', 'pretrain_albef', tiny_tokenizer, itm_negatives='hard')
+    model.mask_tokens = reference(tiny_tokenizer).mask_tokens
+    image, texts = batch
+    with torch.no_grad():
+        other = model(*batch)['pairs'].texts[2].item()
+        model.filter = KnownProbabilities({(2, other): 0.9})
+        out, alpha = model(*batch, alpha=0.3), 0.3
+        assert out['pairs'].is_match.sum() == 1 + (out['pairs'].images[6 + other] == 2)
+
+        masked, labels = model.mask_tokens(texts.input_ids)
+        matched = out['pairs'].is_match
+        images = [*range(6), *out['pairs'].images[matched].tolist()]
+        numbers = [*range(6), *out['pairs'].texts[matched].tolist()]
+        logits = []
+        for encoder, vit in (
+            (model.text_encoder, model.visual_encoder),
+            (model.text_encoder_m, model.visual_encoder_m),
+        ):
+            states = encoder.bert(masked[numbers], texts.attention_mask[numbers], mode='text')
+            memory = encoder.bert.project(vit(image[images]))
+            atts = texts.attention_mask[numbers]
+            fused = encoder.bert(mode='fusion', hidden=states, attention_mask=atts, memory=memory)
+            logits.append(encoder.cls(fused)[labels[numbers] != -100])
+        words = labels[numbers][labels[numbers] != -100]
+        expected = (1 - alpha) * F.cross_entropy(logits[0], words)
+        expected += alpha * F.cross_entropy(logits[0], logits[1].softmax(dim=1))
+        assert out['loss_mlm'].item() == pytest.approx(expected.item(), rel=1e-5)
+
+        teacher = model.teach(image, texts, masked)
+        terms = []
+        for feat, feat_m, candidates, others, found in (
+            (out['image_feat'], teacher.image_feat, teacher.texts, out['pairs'].texts[:6], matched[:6]),
+            (out['text_feat'], teacher.text_feat, teacher.images, out['pairs'].images[6:], matched[6:]),
+        ):
+            target = torch.eye(6, 6 + 24)
+            for i in range(6):
+                if found[i]:
+                    target[i, i] = target[i, others[i]] = 0.5
+            target = alpha * (feat_m @ candidates.t() / model.temp).softmax(dim=1) + (1 - alpha) * target
+            terms.append(-(F.log_softmax(feat @ candidates.t() / model.temp, dim=1) * target).sum(dim=1).mean())
+        assert out['loss_itc'].item() == pytest.approx(sum(terms).item() / 2, rel=1e-5)
+
+
+def test_the_filter_waits_twice_more_for_the_device(tiny_tokenizer, batch):
+    """For the number of its positives, and for that of the masked positions with them."""
+    model = reference(tiny_tokenizer)
+    retrieval, _ = reference_model('retrieval', 'retrieval_plain', tiny_tokenizer)
+    model.filter = MatchFilter(retrieval)
+    with Waits() as waits:
+        model(*batch)
+    assert waits.names == ['aten::nonzero'] * 3
 
 
 def test_smoothed_targets():
@@ -177,7 +245,7 @@ def test_a_filter_that_cannot_be_used_is_refused(tokenizer, shapes, pretrained, 
     content = torch.load(pretrained, weights_only=True)
     torch.save({'model': content['model']}, tmp_path / 'bare.pth')
     with pytest.raises(
-        InputError, match=r'^false_negative_filter: .*bare.pth: it has no configuration.*models.convert'
+        InputError, match=r'^false_negative_filter .*bare.pth: it lacks its configuration .*models.convert'
     ):
         load(tmp_path / 'bare.pth')
     config = {key: value for key, value in content['config'].items() if value is not None}

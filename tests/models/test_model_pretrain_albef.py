@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import create_model, losses
 from models.weights import load_pretrain
-from tests.helpers import albef_state, check_gradients, reference_model, reference_state, tensor, text
+from tests.helpers import Waits, albef_state, check_gradients, reference_model, reference_state, tensor, text
 from tests.reference import load_reference
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
@@ -47,6 +47,19 @@ def test_names_shapes_and_types_of_the_weights_are_albefs(tiny_tokenizer):
     assert own.keys() == official.keys()
     for key, value in own.items():
         assert (value.shape, value.dtype) == (official[key].shape, official[key].dtype), key
+
+
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_a_training_step_waits_once_and_keeps_its_losses(tiny_tokenizer, precision):
+    """For the number of masked positions, as without momentum; momentum encoders recompute nothing."""
+    config = load_reference('pretrain_albef')['config'] | {'grad_checkpointing': True}
+    model, reference = create_model('pretrain', config, tiny_tokenizer), load_reference('pretrain_albef')
+    assert model.text_encoder.bert.grad_checkpointing and not model.text_encoder_m.bert.grad_checkpointing
+    with torch.autocast('cpu', torch.bfloat16, enabled=precision == torch.bfloat16), Waits() as waits:
+        out = model(tensor(reference['image']), text(reference['input_ids'], reference['attention_mask']), alpha=0.4)
+    assert waits.names == ['aten::nonzero']
+    assert all(out[name].dtype == torch.float32 and out[name].isfinite() for name in LOSSES)
+    assert model.image_queue.dtype == torch.float32
 
 
 def test_without_gradients_nothing_is_updated(tiny_tokenizer, monkeypatch):

@@ -92,11 +92,12 @@ def run_with_auto(collector, quantile, events, accuracies):
     """Steps of an epoch: collect, then adapt, as a script does."""
     for event, accuracy in zip(events, accuracies, strict=True):
         collect(collector, [event])
-        quantile.adapt(accuracy)
+        quantile.adapt(accuracy, torch.tensor(True))
 
 
 def test_each_queue_is_grouped_at_the_quantile_of_its_moment():
     quantile = GritQuantile('auto', 0.85)
+    quantile.begin_epoch(True, 300)
     collector = GritCollector(QUEUE, SEARCH, seed=0, quantile=quantile)
     image_feat, text_feat = features(2 * QUEUE)
     order = []
@@ -111,12 +112,13 @@ def test_each_queue_is_grouped_at_the_quantile_of_its_moment():
 
 
 def test_collector_resumes_in_the_middle_of_a_queue_with_a_quantile_that_adapts(monkeypatch):
-    monkeypatch.setattr('dataset.grit.quantile.RATE', 3.0)  # so that it moves in a few steps
+    monkeypatch.setattr('dataset.grit.quantile.RATE', 900.0)  # so that it moves in a few steps
     events = an_epoch(100)
     accuracies = torch.rand(len(events), generator=torch.Generator().manual_seed(0))
 
     def new():
         quantile = GritQuantile('auto', 0.85)
+        quantile.begin_epoch(True, 300)
         return GritCollector(QUEUE, SEARCH, seed=1, quantile=quantile), quantile
 
     collector, quantile = new()

@@ -140,30 +140,39 @@ def test_a_quantile_outside_is_refused(quantile):
 
 # ---- GritQuantile ----
 
+FINITE = torch.tensor(True)
+
+
+def auto(steps=300):
+    """One that adapts, in an epoch that GRIT ordered; with 300 steps the rate of a step is 0.2."""
+    quantile = GritQuantile('auto', 0.85)
+    quantile.begin_epoch(True, steps)
+    return quantile
+
 
 def test_a_constant_stays():
     quantile = GritQuantile(0.99, 0.85)
-    quantile.adapt(torch.tensor(0.0))
+    quantile.adapt(torch.tensor(0.0), FINITE)
     assert not quantile.adapts and quantile.value == 0.99
     assert GritQuantile(1, 0.85).value == 1.0
 
 
 def test_a_run_that_resumes_with_another_setting_starts_where_auto_starts():
-    quantile = GritQuantile('auto', 0.85)
+    quantile = auto()
     quantile.load_state_dict(GritQuantile(1, 0.85).state_dict())
-    assert quantile.value == GritQuantile('auto', 0.85).value
+    assert quantile.value == auto().value
     constant = GritQuantile(0.9, 0.85)
     constant.load_state_dict(quantile.state_dict())
     assert constant.value == 0.9
 
 
 def test_the_distance_follows_the_formula_within_its_range():
-    quantile = GritQuantile('auto', 0.85)
+    quantile = auto()
     assert quantile.adapts and quantile.value == pytest.approx(0.98)
     running, distance, seen = 0.85, 0.02, []
     for step in range(600):
         accuracy = 1.0 if step < 200 else 0.5
-        quantile.adapt(torch.tensor(accuracy))
+        quantile.adapt(torch.tensor(accuracy), FINITE)
         running = 0.95 * running + 0.05 * accuracy
         distance = min(max(distance * math.exp(-0.2 * (running - 0.85)), 0.001), 0.5)
         assert quantile.value == pytest.approx(1 - distance, abs=1e-5)
@@ -173,26 +182,49 @@ def test_the_distance_follows_the_formula_within_its_range():
 
 
 def test_nothing_moves_without_evidence():
-    quantile = GritQuantile('auto', 0.85)
+    quantile = auto()
     for _ in range(20):
-        quantile.adapt(torch.tensor(0.85))
+        quantile.adapt(torch.tensor(0.85), FINITE)
     assert quantile.value == pytest.approx(0.98, abs=1e-6)
 
 
 def test_in_other_epochs_nothing_moves():
-    quantile = GritQuantile('auto', 0.85)
-    quantile.begin_epoch(grouped=False)
-    quantile.adapt(torch.tensor(1.0))
+    quantile = auto()
+    quantile.begin_epoch(grouped=False, steps=300)
+    quantile.adapt(torch.tensor(1.0), FINITE)
     assert quantile.value == pytest.approx(0.98) and quantile.accuracy == pytest.approx(0.85)
-    quantile.begin_epoch(grouped=True)
-    quantile.adapt(torch.tensor(1.0))
+    quantile.begin_epoch(grouped=True, steps=300)
+    quantile.adapt(torch.tensor(1.0), FINITE)
     assert quantile.value > 0.98
 
 
+@pytest.mark.parametrize('steps', [300, 10000])
+def test_an_answer_that_comes_an_epoch_later_does_not_make_it_swing(steps):
+    """ITM answers to the u of the epoch before, with accuracy 0.80 + 0.10 log(1000 u) / log 500 and noise: u settles
+    where that is the target, however many steps an epoch has.
+    """
+    quantile, trained_on, ends = auto(steps), 0.02, []
+    noise = 0.01 * torch.randn(steps, generator=torch.Generator().manual_seed(0))
+    for _ in range(12):
+        accuracy = 0.80 + 0.10 * math.log(1000 * trained_on) / math.log(500)
+        quantile.begin_epoch(True, steps)
+        for error in noise:
+            quantile.adapt(accuracy + error, FINITE)
+        trained_on = quantile.distance.item()
+        ends.append(quantile.value)
+    assert all(0.97 < value < 0.985 for value in ends[-4:])  # the target is reached at u = 0.0224
+
+
+def test_a_skipped_step_moves_nothing():
+    quantile = auto()
+    quantile.adapt(torch.tensor(0.0), torch.tensor(False))
+    assert quantile.value == pytest.approx(0.98) and quantile.accuracy == pytest.approx(0.85)
+
+
 def test_only_the_value_waits_for_the_device():
-    quantile = GritQuantile('auto', 0.85)
+    quantile = auto()
     with Waits() as waits:
-        quantile.adapt(torch.tensor(0.9))
+        quantile.adapt(torch.tensor(0.9), FINITE)
         assert not waits.names
         _ = quantile.value
     assert len(waits.names) == 1
@@ -200,22 +232,22 @@ def test_only_the_value_waits_for_the_device():
 
 
 def test_what_is_saved_continues_exactly():
-    first, second = GritQuantile('auto', 0.85), GritQuantile('auto', 0.85)
+    first, second = auto(), auto()
     for _ in range(50):
-        first.adapt(torch.tensor(0.9))
+        first.adapt(torch.tensor(0.9), FINITE)
     second.load_state_dict(through_a_file(first.state_dict()))
-    assert first.value == second.value != GritQuantile('auto', 0.85).value
+    assert first.value == second.value != auto().value
     for quantile in (first, second):
-        quantile.adapt(torch.tensor(0.95))
+        quantile.adapt(torch.tensor(0.95), FINITE)
     assert torch.equal(first.distance, second.distance) and torch.equal(first.accuracy, second.accuracy)
 
 
 def adapt_on_a_rank(folder):
     """Adapt to an accuracy of 0.4 on rank 0, and of 1 on rank 1."""
     distributed.init(argparse.Namespace(device='cpu', distributed=True, dist_url='env://'))
-    quantile = GritQuantile('auto', 0.85)
+    quantile = auto()
     for _ in range(30):
-        quantile.adapt(torch.tensor(0.4 + 0.6 * distributed.rank()))
+        quantile.adapt(torch.tensor(0.4 + 0.6 * distributed.rank()), FINITE)
     torch.save(quantile.state_dict(), f'{folder}/{distributed.rank()}.pth')
     distributed.close()
 
@@ -223,9 +255,9 @@ def adapt_on_a_rank(folder):
 @pytest.mark.slow
 def test_two_ranks_adapt_to_the_mean_of_both(tmp_path):
     check_run(adapt_on_a_rank, str(tmp_path), tmp_path / 'log', world_size=2)
-    alone = GritQuantile('auto', 0.85)
+    alone = auto()
     for _ in range(30):
-        alone.adapt(torch.tensor(0.7))
+        alone.adapt(torch.tensor(0.7), FINITE)
     first, second = (read_pth(tmp_path / f'{rank}.pth') for rank in (0, 1))
     for name, value in alone.state_dict().items():
         assert torch.equal(first[name], second[name]) and torch.allclose(first[name], value)
