@@ -15,7 +15,7 @@ if __name__ == '__main__':
 
 import torch
 
-from dataset.caption_dataset import PretrainDataset
+from dataset.caption_dataset import MAX_TOKENS, PretrainDataset
 from dataset.grit.batch_similarity import BatchSimilarity
 from dataset.grit.collector import GritCollector
 from dataset.grit.cuthill_mckee import require_grouping
@@ -123,7 +123,7 @@ def main(argv=None):
     # Model and data. A resumed run takes its weights from its checkpoint, a new one from --checkpoint or BERT and DeiT.
     tokenizer = create_tokenizer(args.text_encoder, config['bert_config']['vocab_size'])
     require_grouping(config['grit_grouping'])
-    match_filter = load_filter(config, tokenizer, device)
+    match_filter = load_filter(config, tokenizer, MAX_TOKENS, device)
     dataset = PretrainDataset(config, tokenizer, args.seed)
     model = create_model('pretrain', config, tokenizer)
     resume_from = find_checkpoint('pretrain', args)
@@ -151,6 +151,7 @@ def main(argv=None):
         batch_size=config['batch_size'],
         epochs=config['train_epochs'],
         state={'collector': collector, 'similarity': similarity, **adaptive},
+        identity={'false_negative_filter': match_filter.digest} if match_filter else {},
     )
     if args.evaluate:
         return finish_evaluation(args, evaluate(run, args.checkpoint, config, device))
@@ -177,7 +178,7 @@ def main(argv=None):
         record = run.summary() | {'train_sim_neighbour': neighbour, 'train_sim_random': random_pair}
         set_next_order(run, epoch + 1, collector, record, args, config)
         run.end_epoch(record)
-        print_rank0(MAJORITY_ITM)
+        print_rank0('' if match_filter else MAJORITY_ITM)
 
 
 if __name__ == '__main__':

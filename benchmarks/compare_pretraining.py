@@ -1,7 +1,8 @@
 """Ways to pre-train, compared on the synthetic dataset: the runs and the tables of docs/experiments.md.
 
     python benchmarks/compare_pretraining.py --arms random grit --seeds 0 1 2
-    python benchmarks/compare_pretraining.py --arms random albef grit mafa --data output/shapes_half --duplicates 0.5
+    python benchmarks/compare_pretraining.py --arms random albef grit mafa --data output/shapes_half --duplicates 0.5 \\
+        --out output/experiments_half
 
 An arm is a configuration of configs/shapes with some keys changed. Every run is `Pretrain.py` with one thread and then
 `Retrieval.py --evaluate` on the unseen scenes of the test split. All arms of one seed start from the same weights and
@@ -120,6 +121,7 @@ def pretrain(arm: Arm, seed: int, data: str, folder: Path) -> dict:
 def train_shared_epochs(seed: int, data: str, out: Path) -> Path:
     """The checkpoint after the epochs that arms share, trained if it is not there."""
     folder = out / f'beginning-seed{seed}'
+    refuse_other_settings(folder, BEGINNING, data)
     checkpoint = folder / 'pretrain' / f'checkpoint_{START - 1:02d}.pth'
     if not checkpoint.is_file():
         pretrain(BEGINNING, seed, data, folder)

@@ -37,6 +37,10 @@ class PretrainDataset(TrainingSet):
     def path(self, row: Mapping[str, Any]) -> str:
         return os.path.join(self.root, row['image'])
 
+    def key(self, path: str) -> int:
+        """The key of an image, the same however its path from `image_root` is written."""
+        return image_key(os.path.normpath(os.path.join(self.root, path)))
+
     def texts_at(self, index: int) -> list[str]:
         return [pre_caption(caption, MAX_WORDS) for caption in self.table[index]['caption']]
 
@@ -47,10 +51,10 @@ class PretrainDataset(TrainingSet):
         example = {
             'image': self.transform(self.path(row), rng),
             'caption': pre_caption(caption, MAX_WORDS),
-            'image_key': image_key(row['image']),
+            'image_key': self.key(row['image']),
         }
         if self.has_truth:
-            example['true_of'] = [image_key(path) for path in (row['image'], *row.get('also_true_of', ()))]
+            example['true_of'] = [self.key(path) for path in (row['image'], *row.get('also_true_of', ()))]
         return example
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:

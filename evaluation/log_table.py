@@ -18,6 +18,7 @@ SHOWN = [
     *(rf'{split}_{scores}{side}_r{k}' for split in ('val', 'test') for scores in ('', 'itc_') for side in ('txt', 'img')
       for k in (1, 5, 10)),
     r'(val|test)_(acc|overall)', r'(val|test)_.+', r'train_loss.*', r'train_itm_\w+', 'train_temp', r'train_sim_\w+',
+    r'train_(grit_quantile|false_negative_rate|match_rate)',
 ]  # fmt: skip
 
 

@@ -5,12 +5,13 @@
     python -m models.convert my_model grit.pth --layout grit                            # for GRIT-VLP's
     python -m models.convert ALBEF_4M.pth albef_4m --config configs/Pretrain.yaml --text_encoder bert-base-uncased
 
-The names and shapes of the weights are the same everywhere. ALBEF's scripts also look for momentum copies and a queue,
-which pre-training with GRIT-VLP does not have: the copies are those of the weights, the queue is that of a new run.
+The names and shapes of the weights are the same everywhere. ALBEF's scripts also look for momentum copies and a queue.
+Those of a checkpoint that has them are kept; else the copies are those of the weights, the queue is that of a new run.
 """
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ from models.pretrained import (
     FILE_NAME,
     Pretrained,
     build,
+    momentum_state,
     read_pretrained,
     refuse_foreign_files,
     save_pretrained,
 )
 from models.tokenization_bert import pack_tokenizer
+from models.weights import COPY
 from utils.arguments import Parser, add_own_arguments, positive_int
 from utils.entry import run_main
 from utils.errors import InputError
@@ -45,32 +48,48 @@ COPIED = {
 }
 
 
-def albef_state(pretrained: Pretrained, queue_size: int = QUEUE_SIZE) -> dict[str, Tensor]:
-    """The weights as ALBEF's scripts write them: with momentum copies, and with the queue of a new run.
+def albef_state(
+    pretrained: Pretrained, queue_size: int | None = None, own: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The weights as ALBEF's scripts write them: with momentum copies and queue.
 
-    The queue has random normalized features [E, Q], as ALBEF's begins; in retrieval they belong to no image (-100).
+    own: the copies and the queue that the checkpoint has, see `momentum_state`. Else the copies are those of the
+    weights, and the queue is that of a new run, also with `queue_size`: random normalized features [E, Q], 65,536 by
+    default, which in retrieval belong to no image (-100).
     """
+    own = dict(own or {})
+    if queue_size is not None:
+        own = {key: value for key, value in own.items() if re.match(COPY, key)}
     state = dict(pretrained.state)
     parts = COPIED[pretrained.task]
     for key, value in pretrained.state.items():
         part, _, rest = key.partition('.')
         if part in parts:
             state[f'{part}_m.{rest}'] = value.clone()
-    if parts is QueueModel.COPIED:
-        generator = torch.Generator().manual_seed(0)
+    if parts is QueueModel.COPIED and 'image_queue' not in own:
+        size, generator = queue_size or QUEUE_SIZE, torch.Generator().manual_seed(0)
         for name in ('image_queue', 'text_queue'):
-            noise = torch.randn(pretrained.config['embed_dim'], queue_size, generator=generator)
+            noise = torch.randn(pretrained.config['embed_dim'], size, generator=generator)
             state[name] = F.normalize(noise, dim=0)
         state['queue_ptr'] = torch.zeros(1, dtype=torch.int64)
-    if pretrained.task == 'retrieval':
-        state['idx_queue'] = torch.full((1, queue_size), -100)
-    return state
+        if pretrained.task == 'retrieval':
+            state['idx_queue'] = torch.full((1, size), -100)
+    return state | own
 
 
-def write_file(pretrained: Pretrained, path: str, layout: str, queue_size: int = QUEUE_SIZE) -> None:
-    """Write a checkpoint file that torch.load reads, in the layout albef or grit, with all that predictions need."""
+def write_file(
+    pretrained: Pretrained,
+    path: str,
+    layout: str,
+    queue_size: int | None = None,
+    own: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint file that torch.load reads, in the layout albef or grit, with all that predictions need.
+
+    queue_size, own: see `albef_state`.
+    """
     content: dict[str, Any] = {
-        'model': albef_state(pretrained, queue_size) if layout == 'albef' else dict(pretrained.state),
+        'model': albef_state(pretrained, queue_size, own) if layout == 'albef' else dict(pretrained.state),
         'config': dict(pretrained.config),
         'task': pretrained.task,
         'tokenizer': pack_tokenizer(pretrained.tokenizer),
@@ -89,7 +108,9 @@ def create_parser() -> Parser:
     )
     add_own_arguments(parser)
     parser.add_argument(
-        '--queue_size', type=positive_int, default=QUEUE_SIZE, help="of ALBEF's queue (default %(default)s)"
+        '--queue_size',
+        type=positive_int,
+        help=f"of a new queue (default: the checkpoint's own queue, else {QUEUE_SIZE})",
     )
     return parser
 
@@ -108,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrained = read_pretrained(args.source, args.config, args.text_encoder)
     build(pretrained)  # all weights are there, and fit the configuration
     if is_file:
-        write_file(pretrained, args.target, args.layout, args.queue_size)
+        write_file(pretrained, args.target, args.layout, args.queue_size, momentum_state(args.source))
     else:
         save_pretrained(pretrained, args.target)
     words = f"a file in {'ALBEF' if args.layout == 'albef' else 'GRIT-VLP'}'s layout" if is_file else 'a folder'

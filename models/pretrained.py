@@ -145,6 +145,15 @@ def own_weights(state: State, momentum: bool = False) -> dict[str, Tensor]:
     return own | copies if momentum else own
 
 
+def momentum_state(source: str | os.PathLike) -> dict[str, Tensor]:
+    """The momentum copies and queues of a checkpoint file, as `read_pretrained` leaves them out; {} if it has none."""
+    path = find_path(os.fspath(source))
+    if not os.path.isfile(path):
+        return {}
+    state = model_state(read_checkpoint(path, OPTION), os.fspath(source), OPTION)
+    return {key: value for key, value in state.items() if any(re.match(pattern, key) for pattern in MOMENTUM)}
+
+
 def _download(name: str) -> str:
     """The local copy of a folder on the hub. MissingFileError if there is none."""
     if FILE_NAME.search(name) or not HUB_NAME.fullmatch(name) or os.path.islink(name):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from utils.config_keys import key_of
+from utils.config_keys import TASKS, key_of
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
@@ -23,4 +23,4 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 def _is_default(name: str, value: Any) -> bool:
     key = key_of(name)
-    return key is not None and key.default == value
+    return key is not None and any(key.default_for(task) == value for task in key.tasks or TASKS)

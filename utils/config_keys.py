@@ -281,7 +281,7 @@ KEYS = {
     ),
     'alpha': Key(
         "distill, in pre-training use_momentum: weight of the momentum model's predictions",
-        nonnegative,
+        fraction,
         lambda task: 0.4 if task == PRETRAIN else 0,
         (PRETRAIN, *FINETUNING),
     ),

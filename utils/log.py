@@ -39,7 +39,7 @@ class Averages:
 
     def __init__(self, names: Iterable[str], device: torch.device):
         self.names = tuple(names)
-        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)  # of values, of steps
         self.seen = self.sums.clone()
 
     def update(self, *, counts: Tensor | None = None, **values: Tensor | float) -> None:
@@ -50,26 +50,28 @@ class Averages:
         row = [
             torch.as_tensor(values[name], dtype=torch.float64, device=self.sums.device).detach() for name in self.names
         ]
-        row = torch.stack(row + [torch.ones_like(row[0])])
+        row = torch.stack(row)
+        row = torch.stack([row, torch.ones_like(row)])  # [2, names]
         self.sums += row if counts is None else torch.where(counts, row, 0.0)
 
     def recent(self) -> dict[str, float]:
         """Means since the last call on this rank; none if no step counted. InputError if one is not finite."""
         since, self.seen = self.sums - self.seen, self.sums.clone()
-        return self._means(since) if since[-1] else {}
+        return self._means(since)
 
     def epoch(self) -> dict[str, float]:
         """Means over the epoch and all ranks (a collective). InputError if no step counted, or one is not finite."""
-        sums = distributed.all_reduce_sum(self.sums.clone())
-        if not sums[-1]:
+        means = self._means(distributed.all_reduce_sum(self.sums.clone()))
+        if not means:
             raise InputError(
                 'no step of the epoch was finite: the training diverged, and nothing of the epoch is saved'
             )
-        return self._means(sums)
+        return means
 
     def _means(self, sums: Tensor) -> dict[str, float]:
-        *sums, steps = sums.tolist()
-        means = {name: value / steps for name, value in zip(self.names, sums, strict=True)}
+        """{name: mean} of those that were counted."""
+        rows = zip(self.names, *sums.tolist(), strict=True)
+        means = {name: value / steps for name, value, steps in rows if steps}
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise InputError(
@@ -86,12 +88,14 @@ class Averages:
         return {'names': list(self.names), 'sums': self.sums.cpu(), 'seen': self.seen.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Metrics that the state does not have start from 0, those that are not here are dropped."""
-        saved = [*state.get('names', self.names), 'steps']
+        """The mean of a metric that the state does not have begins here; those that are not here are dropped."""
+        saved = state.get('names', self.names)
         for sums, values in ((self.sums, state['sums']), (self.seen, state['seen'])):
-            values = dict(zip(saved, values.tolist(), strict=False))
-            row = [values.get(name, 0.0) for name in (*self.names, 'steps')]
-            sums.copy_(torch.tensor(row, dtype=torch.float64))
+            if values.ndim == 1:  # of an earlier version: the last entry is the number of steps of all metrics
+                values = torch.stack([values[:-1], values[-1].expand(len(values) - 1)])
+            columns = dict(zip(saved, values.t().tolist(), strict=False))
+            rows = [columns.get(name, [0.0, 0.0]) for name in self.names]
+            sums.copy_(torch.tensor(rows, dtype=torch.float64).t())
 
 
 class Progress:

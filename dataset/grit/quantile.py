@@ -10,7 +10,7 @@ from utils.running_accuracy import running_accuracy
 
 START = 0.02
 DISTANCE_RANGE = (0.001, 0.5)
-RATE = 60.0  # of an epoch
+RATE = 10.0  # of an epoch
 
 
 class GritQuantile:
@@ -18,12 +18,12 @@ class GritQuantile:
 
     target: the ITM accuracy that `auto` aims at. `distance` is u = 1 - q: [] on the device of the model, so that it can
     be logged without waiting. With `auto` it starts at 0.02, and after every step of an epoch of S steps the ITM
-    accuracy a (of all ranks) moves the running accuracy and u: A = 0.95 A + 0.05 a, u = u exp(-60 / S (A - target)),
+    accuracy a (of all ranks) moves the running accuracy and u: A = 0.95 A + 0.05 a, u = u exp(-10 / S (A - target)),
     kept in [0.001, 0.5]. So neighbors become more similar while ITM is better than the target, and less similar while
     it is worse. A starts at the target: nothing moves before there is evidence.
 
     What is grouped now is trained on in the next epoch, so ITM answers an epoch later. Therefore the rate is that of an
-    epoch: an accuracy 0.05 above the target in all of its steps divides u by 20, however many steps there are.
+    epoch: an accuracy 0.1 above the target in all of its steps divides u by 2.7, however many steps there are.
     """
 
     def __init__(self, setting: float | str, target: float):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from dataset.base import image_key
 from dataset.caption_dataset import PretrainDataset
 from dataset.loader import move_batch
 from tests.helpers import read_rows, write_rows
@@ -45,8 +44,15 @@ def test_batches_name_the_images_of_which_a_text_is_true(shapes, dataset_of):
         batch = move_batch(data.collate([data[0, i] for i in listed]), torch.device('cpu'))
         assert batch['true_of'].shape == (len(listed), longest) and batch['true_of'].dtype == torch.int64
         for i, own, keys in zip(listed, batch['image_key'].tolist(), batch['true_of'].tolist(), strict=True):
-            others = [image_key(path) for path in rows[i].get('also_true_of', [])]
+            others = [data.key(path) for path in rows[i].get('also_true_of', [])]
             assert keys == [own, *others, *[own] * (longest - 1 - len(others))]
+
+
+def test_an_image_has_one_key_however_its_path_is_written(shapes, dataset_of):
+    row = read_rows(shapes, 'pretrain')[0]
+    keys = dataset_of([row]).key
+    path = row['image']
+    assert keys(path) == keys(f'./{path}') == keys(f'images/../{path}') == keys(f'{shapes}/{path}') != keys('other.jpg')
 
 
 def test_batches_without_truth_have_no_such_key(shapes, dataset_of):

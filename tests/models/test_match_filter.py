@@ -230,16 +230,18 @@ def test_smoothing_follows_its_schedule(tiny_tokenizer, batch):
 
 def test_a_filter_is_a_checkpoint_at_the_resolution_of_the_run(tokenizer, pretrained):
     config = {'false_negative_filter': str(pretrained), 'image_res': 48}
-    model = load_filter(config, tokenizer, torch.device('cpu')).model
+    model = load_filter(config, tokenizer, 25, torch.device('cpu')).model
     assert model.visual_encoder.pos_embed.shape[1] == 1 + 3 * 3 and not model.training
-    assert load_filter({'false_negative_filter': None}, tokenizer, torch.device('cpu')) is None
+    assert load_filter({'false_negative_filter': None}, tokenizer, 25, torch.device('cpu')) is None
 
 
 def test_a_filter_that_cannot_be_used_is_refused(tokenizer, shapes, pretrained, tmp_path):
     def load(source):
-        load_filter({'false_negative_filter': str(source), 'image_res': 32}, other or tokenizer, torch.device('cpu'))
+        load_filter(
+            {'false_negative_filter': str(source), 'image_res': 32}, other or tokenizer, tokens, torch.device('cpu')
+        )
 
-    other = None
+    other, tokens = None, 25
     with pytest.raises(MissingFileError, match=r'^false_negative_filter: checkpoint .*none.pth: there is no such file'):
         load(tmp_path / 'none.pth')
     content = torch.load(pretrained, weights_only=True)
@@ -253,6 +255,9 @@ def test_a_filter_that_cannot_be_used_is_refused(tokenizer, shapes, pretrained, 
     torch.save(content | {'model': nlvr.state_dict(), 'task': 'nlvr'}, tmp_path / 'nlvr.pth')
     with pytest.raises(InputError, match='is a checkpoint of nlvr; give one of retrieval or pre-training'):
         load(tmp_path / 'nlvr.pth')
+    tokens = 1000
+    with pytest.raises(InputError, match='reads texts of at most .* tokens, and those of this run have up to 1000'):
+        load(pretrained)
     vocabulary = (shapes / 'vocab' / 'vocab.txt').read_text()
     (tmp_path / 'vocab').mkdir()
     (tmp_path / 'vocab' / 'vocab.txt').write_text(vocabulary.replace('\nheart\n', '\nbanana\n', 1))

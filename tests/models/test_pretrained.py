@@ -153,26 +153,34 @@ def test_conversion_to_albef_and_back_changes_nothing(trained, pretrained, tmp_p
     assert equal(weights(tmp_path / 'grit.pth'), trained.state)
 
 
-@pytest.mark.parametrize('task, reference', [('pretrain', None), ('retrieval', 'retrieval_momentum')])
+@pytest.mark.parametrize('task, reference', [('pretrain', 'pretrain_albef'), ('retrieval', 'retrieval_momentum')])
 def test_albefs_layout_has_the_names_of_its_checkpoints(tiny_tokenizer, task, reference):
-    """Names and shapes are those of the official models with momentum copies and queue, of as many features."""
-    if reference:
-        official = reference_state(reference)
-    else:
-        official = albef_state() | {'queue_ptr': torch.zeros(1, dtype=torch.int64)}
-        official['image_queue'] = official['text_queue'] = torch.zeros(16, 24)
-        official['text_encoder_m.bert.embeddings.position_ids'] = torch.arange(40)[None]
-    config = load_reference(reference or 'pretrain')['config']
-    size = official['image_queue'].shape[1]
+    """Names, shapes and types are those of the official models with momentum copies and queue, of as many features."""
+    official, config = reference_state(reference), load_reference(reference)['config']
     trained = Pretrained(task, config, tiny_tokenizer, own_weights(official))
-    state = models.convert.albef_state(trained, size)
-    assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in official.items()}
-    torch.testing.assert_close(state['image_queue'].norm(dim=0), torch.ones(size))
+    state = models.convert.albef_state(trained, 24)
+    described = [{key: (value.shape, value.dtype) for key, value in some.items()} for some in (state, official)]
+    assert described[0] == described[1]
+    torch.testing.assert_close(state['image_queue'].norm(dim=0), torch.ones(24))
     assert torch.equal(state['visual_encoder_m.cls_token'], official['visual_encoder.cls_token'])
-    model = create_model('retrieval', config | {'use_momentum': True, 'queue_size': size}, tiny_tokenizer)
-    if reference:
-        model.load_state_dict(state)  # strictly
+    create_model(task, config, tiny_tokenizer).load_state_dict(state)  # strictly
     assert equal(own_weights(state), trained.state)
+
+
+def test_albefs_layout_keeps_the_copies_and_the_queue_of_a_checkpoint(shapes, tmp_path):
+    official, config = reference_state('pretrain_albef'), load_reference('pretrain_albef')['config']
+    config |= {'bert_config': config['bert_config'] | {'vocab_size': 130}}
+    words = [*(shapes / 'vocab' / 'vocab.txt').read_text().split('\n')[:130]]
+    (tmp_path / 'vocab').mkdir()
+    (tmp_path / 'vocab' / 'vocab.txt').write_text('\n'.join(words))
+    torch.save({'model': official, 'config': config}, tmp_path / 'trained.pth')
+    command = [str(tmp_path / 'trained.pth'), str(tmp_path / 'kept.pth'), '--text_encoder', str(tmp_path / 'vocab')]
+    models.convert.main(command)
+    assert equal(weights(tmp_path / 'kept.pth'), official)
+    models.convert.main([command[0], str(tmp_path / 'new.pth'), *command[2:], '--queue_size', '40'])
+    state = weights(tmp_path / 'new.pth')
+    assert state['image_queue'].shape == (16, 40) and state['queue_ptr'].tolist() == [0]
+    assert torch.equal(state['vision_proj_m.weight'], official['vision_proj_m.weight'])
 
 
 def test_momentum_copies_are_used_only_by_the_task_that_reads_the_key(shapes, tmp_path):

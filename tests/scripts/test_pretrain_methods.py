@@ -174,6 +174,38 @@ def test_a_grouping_without_quantiles_refuses_one(shapes, tmp_path):
         Pretrain.main(arguments('pretrain', shapes, tmp_path, *settings))
 
 
+def test_another_filter_is_refused_when_a_run_continues(shapes, tmp_path, pretrained):
+    """By its weights: the file has the same name."""
+    file = tmp_path / 'filter.pth'
+    file.write_bytes(pretrained.read_bytes())
+    argv = arguments('pretrain', shapes, tmp_path / 'run', f'false_negative_filter={file}')
+    Pretrain.main([*argv, '--set', 'train_epochs=1'])
+    content = read_pth(file)
+    content['model']['itm_head.bias'] += 1
+    torch.save(content, file)
+    with pytest.raises(InputError, match='false_negative_filter was .* and is now .*; give the same as before'):
+        Pretrain.main([*argv, '--resume'])
+    Pretrain.main([*argv, '--resume', '--force'])
+
+
+def test_a_metric_that_begins_inside_an_epoch_has_its_own_mean(shapes, tmp_path, monkeypatch):
+    """The other steps of the epoch do not count as 0."""
+    argv = arguments('pretrain', shapes, tmp_path, 'save_every=4', 'train_epochs=1')
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 10)
+        with pytest.raises(Stop):
+            Pretrain.main(argv)
+    monkeypatch.setattr('models.itm_negatives.BETA_RANGE', (0.5, 0.5))
+    Pretrain.main([*argv, '--resume', '--set', 'grit_quantile=auto', '--set', 'itm_negatives=auto'])
+    record = read_log(tmp_path)[0]
+    assert record['train_grit_quantile'] == pytest.approx(0.98) and record['train_itm_beta'] == pytest.approx(0.5)
+
+
+def test_soft_targets_weigh_at_most_1(shapes, tmp_path):
+    with pytest.raises(InputError, match='alpha must be a number from 0 to 1, not 4'):
+        Pretrain.main(arguments('pretrain', shapes, tmp_path, *ALBEF, 'alpha=4'))
+
+
 def test_a_filter_that_is_not_there_is_refused_at_the_start(shapes, tmp_path):
     with pytest.raises(InputError, match='false_negative_filter: checkpoint none.pth: there is no such file'):
         Pretrain.main(arguments('pretrain', shapes, tmp_path, 'false_negative_filter=none.pth'))

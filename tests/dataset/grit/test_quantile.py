@@ -143,8 +143,8 @@ def test_a_quantile_outside_is_refused(quantile):
 FINITE = torch.tensor(True)
 
 
-def auto(steps=300):
-    """One that adapts, in an epoch that GRIT ordered; with 300 steps the rate of a step is 0.2."""
+def auto(steps=50):
+    """One that adapts, in an epoch that GRIT ordered; with 50 steps the rate of a step is 0.2."""
     quantile = GritQuantile('auto', 0.85)
     quantile.begin_epoch(True, steps)
     return quantile
@@ -190,10 +190,10 @@ def test_nothing_moves_without_evidence():
 
 def test_in_other_epochs_nothing_moves():
     quantile = auto()
-    quantile.begin_epoch(grouped=False, steps=300)
+    quantile.begin_epoch(grouped=False, steps=50)
     quantile.adapt(torch.tensor(1.0), FINITE)
     assert quantile.value == pytest.approx(0.98) and quantile.accuracy == pytest.approx(0.85)
-    quantile.begin_epoch(grouped=True, steps=300)
+    quantile.begin_epoch(grouped=True, steps=50)
     quantile.adapt(torch.tensor(1.0), FINITE)
     assert quantile.value > 0.98
 
