@@ -178,7 +178,8 @@ def main(argv=None):
         record = run.summary() | {'train_sim_neighbour': neighbour, 'train_sim_random': random_pair}
         set_next_order(run, epoch + 1, collector, record, args, config)
         run.end_epoch(record)
-        print_rank0('' if match_filter else MAJORITY_ITM)
+        if not match_filter:
+            print_rank0(MAJORITY_ITM)
 
 
 if __name__ == '__main__':

@@ -207,9 +207,10 @@ class PretrainModel(QueueModel):
     ) -> tuple[Tensor, Tensor]:
         """The target distributions of both directions: size (B, C) -> two of [B, C]."""
         batch = size[0]
-        others = pairs.texts[:batch], pairs.images[batch:]
-        found = pairs.is_match.chunk(2)
-        targets = [losses.itc_targets(size, *pair, self.smoothing) for pair in zip(others, found, strict=True)]
+        others, found = (pairs.texts[:batch], pairs.images[batch:]), pairs.is_match.chunk(2)
+        first = losses.itc_targets(size, others[0], found[0], self.smoothing)
+        second = first if self.filter is None else losses.itc_targets(size, others[1], found[1], self.smoothing)
+        targets = [first, second]
         if teacher is not None:
             sims_m = (
                 losses.scaled_products(teacher.image_feat, teacher.texts, self.temp),
