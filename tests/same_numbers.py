@@ -62,6 +62,9 @@ def run_all(tree, data, output, processes):
         ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--master_port=29641'] if processes > 1 else []
     )
     for name, (script, config, start, settings) in RUNS.items():
+        if not (tree / f'configs/shapes/{config}.yaml').is_file():
+            print(f'{tree}: has no configuration of {name}', flush=True)
+            continue
         checkpoint = ['--checkpoint', str(last_checkpoint(output / start))] if start else []
         command = [
             sys.executable,
