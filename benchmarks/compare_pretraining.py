@@ -167,8 +167,8 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     for arm, of_seeds in results.items():
         cells = [ARMS[arm].words, str(len(of_seeds))]
         for name in names:
-            values = [result[name] for result in of_seeds]
-            if None in values:  # the dataset does not tell
+            values = [result.get(name) for result in of_seeds]
+            if None in values:  # the dataset does not tell, or an earlier version did not
                 cells.append('-')
                 continue
             digits = 2 if name == 'ITM accuracy' else 1
