@@ -33,8 +33,6 @@ from utils.files import atomic_write  # noqa: E402
 ROOT = Path(__file__).parent.parent
 SAMPLED = 'itm_negatives={0: uniform, 2: sampled}'
 AUTO = 'itm_negatives=auto'
-
-
 START = 4  # epochs; in the next one GRIT collects what it orders then
 LAST = 4  # epochs whose seconds are averaged
 
@@ -110,7 +108,6 @@ def refuse_other_settings(folder: Path, arm: Arm, data: str) -> None:
 
 def pretrain(arm: Arm, seed: int, data: str, folder: Path) -> dict:
     """Pre-train, or continue, in the folder `pretrain` -> the record of the last epoch."""
-    refuse_other_settings(folder, arm, data)
     settings = [f'image_root={data}', f'train_file={data}/pretrain.json', *arm.changed]
     command = ['Pretrain.py', '--config', f'configs/shapes/{arm.config}.yaml', '--output_dir', f'{folder}/pretrain']
     command += ['--seed', str(seed), '--resume', '--text_encoder', f'{data}/vocab', '--device', 'cpu']

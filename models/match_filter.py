@@ -71,7 +71,7 @@ def load_filter(config: Mapping[str, Any], tokenizer: Any, tokens: int, device: 
     try:
         pretrained = read_pretrained(source, overrides=[f'image_res={config["image_res"]}'])
         _refuse_unfit(pretrained, tokenizer, tokens)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # it is built on the CPU
             return MatchFilter(build(pretrained).to(device), state_digest(pretrained.state))
     except IncompleteError:
         raise InputError(

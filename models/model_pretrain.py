@@ -210,15 +210,10 @@ class PretrainModel(QueueModel):
         others, found = (pairs.texts[:batch], pairs.images[batch:]), pairs.is_match.chunk(2)
         first = losses.itc_targets(size, others[0], found[0], self.smoothing)
         second = first if self.filter is None else losses.itc_targets(size, others[1], found[1], self.smoothing)
-        targets = [first, second]
-        if teacher is not None:
-            sims_m = (
-                losses.scaled_products(teacher.image_feat, teacher.texts, self.temp),
-                losses.scaled_products(teacher.text_feat, teacher.images, self.temp),
-            )
-            soft = [sim.softmax(dim=1) for sim in sims_m]
-            targets = [alpha * one + (1 - alpha) * other for one, other in zip(soft, targets, strict=True)]
-        return targets[0], targets[1]
+        if teacher is None:
+            return first, second
+        feats_m = teacher.image_feat, teacher.text_feat
+        return self.soft_targets((first, second), feats_m, (teacher.images, teacher.texts), alpha)
 
     # ---- ITM ----
 
@@ -274,12 +269,11 @@ class PretrainModel(QueueModel):
         """
         texts, images = pairs
         bert = self.text_encoder_m.bert
-        memory = bert.project(teacher.image_embeds)
         fused = bert(
             mode='fusion',
             hidden=teacher.masked_embeds[texts],
             attention_mask=atts,
-            memory=memory,
+            memory=bert.project(teacher.image_embeds),
             memory_index=images,
         )
         return self.text_encoder_m.logits_at(targets, fused)

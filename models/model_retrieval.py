@@ -109,10 +109,9 @@ class RetrievalModel(QueueModel):
             images, texts = self.candidates(image_feat_m, text_feat_m)  # [C, E]
             targets_i2t = targets_t2i = losses.same_image_targets(idx, torch.cat([idx, self.idx_queue[0]]))  # [B, C]
             if self.distill:
-                sim_i2t_m = losses.scaled_products(image_feat_m, texts, self.temp)
-                sim_t2i_m = losses.scaled_products(text_feat_m, images, self.temp)
-                targets_i2t = alpha * sim_i2t_m.softmax(dim=1) + (1 - alpha) * targets_i2t
-                targets_t2i = alpha * sim_t2i_m.softmax(dim=1) + (1 - alpha) * targets_t2i
+                targets_i2t, targets_t2i = self.soft_targets(
+                    (targets_i2t, targets_t2i), (image_feat_m, text_feat_m), (images, texts), alpha
+                )
         if torch.is_grad_enabled():
             self.enqueue(image_feat_m, text_feat_m, idx)
         return (

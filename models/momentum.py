@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import losses
 from utils import distributed
+
+Pair = tuple[Tensor, Tensor]
 
 
 class MomentumModel(nn.Module):
@@ -70,6 +73,18 @@ class QueueModel(MomentumModel):
     def candidates(self, image_feat_m: Tensor, text_feat_m: Tensor) -> tuple[Tensor, Tensor]:
         """Momentum features of the batch [B, E], then the queue's -> images and texts, both [C, E]."""
         return torch.cat([image_feat_m, self.image_queue.t()]), torch.cat([text_feat_m, self.text_queue.t()])
+
+    @torch.no_grad()
+    def soft_targets(self, targets: Pair, feats_m: Pair, candidates: Pair, alpha: float) -> Pair:
+        """Targets of ITC mixed with the momentum model's predictions, which weigh `alpha`: two of [B, C].
+
+        All are pairs. targets: [B, C], image to text and text to image. feats_m: momentum features of the batch [B, E],
+        image and text. candidates: [C, E], images and texts.
+        """
+        of_both = zip(feats_m, candidates[::-1], strict=True)
+        sims = (losses.scaled_products(feat, other, self.temp) for feat, other in of_both)
+        soft = [alpha * sim.softmax(dim=1) + (1 - alpha) * target for sim, target in zip(sims, targets, strict=True)]
+        return soft[0], soft[1]
 
     @torch.no_grad()
     def enqueue(self, image_feat: Tensor, text_feat: Tensor, idx: Tensor | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from utils.arguments import Parser
+from utils.config_checks import LISTS, NULLABLE, TEXT, boolean_or_names, boolean_or_path, path_or_mapping
 from utils.config_files import NO_YAML, find_beside, read_yaml
 from utils.config_keys import (
     BASE,
@@ -19,17 +20,11 @@ from utils.config_keys import (
     BERT_IGNORED,
     FORMER,
     KEYS,
-    LISTS,
-    NULLABLE,
     REQUIRED,
     SECTIONS,
-    TEXT,
     Key,
-    boolean_or_names,
-    boolean_or_path,
     key_of,
     key_table,
-    path_or_mapping,
 )
 from utils.entry import run_main
 from utils.errors import InputError, MissingFileError

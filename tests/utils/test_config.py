@@ -7,9 +7,10 @@ import pytest
 
 from tests.processes import run_python
 from utils.config import apply_overrides, read_bert_config, resolve
+from utils.config_checks import boolean, boolean_or_names
 from utils.config_differences import differences
 from utils.config_files import find_file, read_yaml, write_yaml
-from utils.config_keys import BERT, KEYS, MOST_WORKERS, SECTIONS, boolean, boolean_or_names
+from utils.config_keys import BERT, KEYS, MOST_WORKERS, SECTIONS
 from utils.errors import InputError
 from utils.files import read_json
 
