@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test soak shapes-checkpoint shapes-model lint format clean
+.PHONY: setup demo test bench soak shapes-checkpoint shapes-model lint format clean
 
 setup: $(VENV)/.ready
 
@@ -12,6 +12,12 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Each benchmark compares with a plain way of the same mathematics and writes output/benchmarks/NAME.json: on a CPU sizes that
+# take about ten minutes together, with a GPU the full ones. make bench BENCHMARKS='rerank loader'
+BENCHMARKS := step grouping rerank vqa_ranking loader
+bench: $(VENV)/.ready
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/bench_$$name.py; echo; done
 
 # Random kills of all five scripts: make soak KILLS=1000 SEED=7
 KILLS ?= 40

@@ -101,7 +101,7 @@ def closing_words(report: Mapping[str, Any]) -> Iterator[str]:
 
 def evaluate_checkpoints(pretrain: Path, common: Sequence[str]) -> tuple[list[Path], float]:
     """Zero-shot retrieval before GRIT began and at the end, with a page -> (output folders, seconds it took)."""
-    from utils.checkpoint import epoch_files  # imports torch, which the steps import in processes of their own
+    from utils.checkpoint_files import epoch_files  # imports torch, which the steps import in processes of their own
 
     paths = epoch_files(pretrain)
     folders, commands = [], []

@@ -44,17 +44,17 @@ from optim import create_optimizer, set_learning_rate
 from scheduler import distillation_weight, learning_rate
 from utils import distributed, finite, interrupts
 from utils.checkpoint import (
-    STEP_FILE,
     RunParts,
     Status,
     complete_epoch,
-    epoch_file,
     find_run,
     prune_checkpoints,
     refuse_earlier_run,
     resume_run,
     save_run,
 )
+from utils.checkpoint_files import STEP_FILE, epoch_file
+from utils.checkpoint_shards import remove_old_shards
 from utils.config_files import write_yaml
 from utils.errors import InputError
 from utils.log import Averages, Progress, print_rank0, set_aside, write_log
@@ -109,6 +109,7 @@ class TrainingRun:
         self.plan = EpochPlan(len(dataset), batch_size, distributed.rank(), distributed.world_size(), args.seed)
         self.sampler = EpochBatches()
         self.loader = create_loader(dataset, self.sampler, config['num_workers'], device)
+        self.parameters = list(model.parameters())  # once: walking through the modules takes a millisecond
         self.optimizer = create_optimizer(config['optimizer'], model)
         self.averages = Averages(metrics, device)
         self.bad_images = BadImages(args.output_dir, len(dataset))
@@ -148,6 +149,7 @@ class TrainingRun:
         else:
             if distributed.is_main():
                 set_aside(self.folder, self.config)
+                remove_old_shards(self.folder, self.status.started)
             if order is None:
                 self.plan.set_random_order(0)
             else:
@@ -206,8 +208,9 @@ class TrainingRun:
         If loss or gradient are not finite, on any rank, nothing changes. Never waits for a GPU.
         """
         set_learning_rate(self.optimizer, self.learning_rate())
-        self.optimizer.zero_grad(set_to_none=True)
-        self.is_finite = finite.backward(loss, self.model.parameters(), self.config['clip_grad_norm'])
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.is_finite = finite.backward(loss, self.parameters, self.config['clip_grad_norm'])
         finite.step_if(self.is_finite, self.optimizer)
         self.guard.add((self.epoch, self.step), self._index, self.is_finite, loss)
 

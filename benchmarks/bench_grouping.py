@@ -1,4 +1,4 @@
-"""Seconds to group one queue, by `dataset.grit.group_queue` and step by step, and to plan an epoch.
+"""Grouping one queue by `dataset.grit.group_queue` compared with step by step, or the plan of an epoch.
 
     python benchmarks/bench_grouping.py                                  # L 48,000, M 1,920, D 256
     python benchmarks/bench_grouping.py --search_space 7680 --rounds 1   # other sizes
@@ -7,9 +7,10 @@
     python benchmarks/bench_grouping.py --grouping cuthill_mckee         # another grouping, compared with the chains
     python benchmarks/bench_grouping.py --pairs 400000000 --ranks 128    # instead: the plan of one rank for a dataset
 
-Grouping is timed on the CPU, and on a GPU if there is one. The two ways take turns, so that both run under the same
-load; the times are the best of all rounds. With `--quantile` or `--grouping` the second way is `group_queue` as GRIT
-has it.
+Step by step is the paper's way with softmax tables; that both give the same order is checked first, on a shorter queue
+of half the search space, and the share of equal positions is printed for the complete one. With `--quantile` or
+`--grouping` the second way is `group_queue` as GRIT has it, whose order is another. The ways take turns, so that both
+run under the same load; the times are the best of all rounds.
 
 Legend: L queue length, M search space, D feature width.
 """
@@ -27,6 +28,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from benchmarks.report import Report, add_arguments, exact_products, take_turns  # noqa: E402
 from dataset.grit import group_queue  # noqa: E402
 from dataset.grit.cuthill_mckee import GROUPINGS, require_grouping  # noqa: E402
 from dataset.grit.epoch_plan import EpochPlan  # noqa: E402
@@ -69,54 +71,57 @@ def group_queue_step_by_step(image_feat: Tensor, text_feat: Tensor, search_space
     return torch.cat(grouped)
 
 
-def timed(group: Callable[..., Tensor], image_feat: Tensor, *args) -> tuple[float, Tensor]:
-    """Call `group` -> (seconds, its result); waits for a GPU."""
-    wait = torch.cuda.synchronize if image_feat.is_cuda else lambda: None
-    wait()
-    start = time.perf_counter()
-    result = group(image_feat, *args)
-    wait()
-    return time.perf_counter() - start, result
-
-
-def peak_bytes(device: str) -> int:
+def peak_bytes(device: torch.device) -> int:
     """The peak memory of this process so far, on the GPU or on the host."""
-    if device == 'cuda':
+    if device.type == 'cuda':
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def bench_grouping(device: str, args: argparse.Namespace) -> None:
-    """Time and memory of grouping one queue of random features."""
+def random_queue(length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random features of a queue, those of a text near those of its image: two of [L, D], normalized."""
     generator = generator_for('benchmark', 0)
-    image_feat = normalize(torch.randn(args.length, args.width, generator=generator), dim=1)
-    text_feat = normalize(image_feat + torch.randn(args.length, args.width, generator=generator) / 16, dim=1)
-    image_feat, text_feat = image_feat.to(device), text_feat.to(device)
+    image_feat = normalize(torch.randn(length, width, generator=generator), dim=1)
+    text_feat = normalize(image_feat + torch.randn(length, width, generator=generator) / 16, dim=1)
+    return image_feat.to(device), text_feat.to(device)
+
+
+def check_equal(ways: Sequence[Callable[..., Tensor]], feats: tuple[Tensor, Tensor], args: argparse.Namespace) -> None:
+    """InputError unless both ways give the same order of a short queue."""
+    space = max(2, args.search_space // 2)
+    short = [feat[: 2 * space] for feat in feats]
+    with exact_products(feats[0].device):
+        orders = [way(*short, space, generator_for('check')).cpu() for way in ways]
+    if not torch.equal(*orders):
+        raise InputError('group_queue and the step-by-step way give different orders: there is nothing to compare')
+
+
+def bench_grouping(report: Report, args: argparse.Namespace) -> None:
+    """Time and memory of grouping one queue of random features."""
+    device, feats = report.device, random_queue(args.length, args.width, report.device)
     group = partial(group_queue, quantile=args.quantile, grouping=args.grouping)
     is_grit = (args.quantile, args.grouping) == (1, 'chain')
     name, baseline = ('step by step', group_queue_step_by_step) if is_grit else ("GRIT's chains", group_queue)
-    group(image_feat[:64], text_feat[:64], 32, generator_for('warm up'))
+    if args.baseline and is_grit:
+        check_equal((group, baseline), feats, args)
+    group(*(feat[:64] for feat in feats), 32, generator_for('warm up'))
     before = peak_bytes(device)
-    fast, slow = [], []
-    for turn in range(args.rounds):
-        seconds, order = timed(group, image_feat, text_feat, args.search_space, generator_for(turn))
-        fast.append(seconds)
-        if turn == 0:
-            memory = peak_bytes(device) - before
-        if args.baseline:
-            seconds, expected = timed(baseline, image_feat, text_feat, args.search_space, generator_for(turn))
-            slow.append(seconds)
-            agreement = (order.cpu() == expected.cpu()).float().mean()
-            print(f'round {turn}: {fast[-1]:.2f} s, {name} {slow[-1]:.2f} s; equal positions {agreement:.2%}')
-    print(
-        f'{device}: L {args.length:,} M {args.search_space:,} D {args.width}, {torch.get_num_threads()} threads: '
-        f'group_queue {min(fast):.3f} s, at most {memory / 2**20:,.0f} MiB in addition to the features'
-    )
+    order = group(*feats, args.search_space, generator_for(0))
+    memory = peak_bytes(device) - before
+    sizes = {'L': args.length, 'M': args.search_space, 'D': args.width}
+    ways = {'ours': lambda: group(*feats, args.search_space, generator_for(0))}
     if args.baseline:
-        print(f'{device}: {name} {min(slow):.3f} s; ratio {min(slow) / min(fast):.2f}')
+        ways[name] = lambda: baseline(*feats, args.search_space, generator_for(0))
+    seconds = {way: min(taken) for way, taken in take_turns(ways, args.rounds, device).items()}
+    row = {**sizes, 'ours, s': seconds['ours']}
+    if args.baseline:
+        expected = baseline(*feats, args.search_space, generator_for(0)).cpu()
+        equal = (order.cpu() == expected).double().mean().item()
+        row |= {f'{name}, s': seconds[name], 'ratio': seconds[name] / seconds['ours'], 'equal positions': equal}
+    report.add({**row, 'MiB besides features': memory / 2**20})
 
 
-def bench_plan(args: argparse.Namespace) -> None:
+def bench_plan(report: Report, args: argparse.Namespace) -> None:
     """Time and memory of planning a random and a grouped epoch, on one of `args.ranks` ranks."""
     plan = EpochPlan(
         args.pairs,
@@ -124,17 +129,17 @@ def bench_plan(args: argparse.Namespace) -> None:
         world_size=args.ranks,
         gather=lambda left_out: [left_out] * args.ranks,  # of every rank nothing: no epoch came before
     )
-    before = peak_bytes('cpu')
+    host = torch.device('cpu')
+    before = peak_bytes(host)
     for name, set_order in (
         ('random', lambda: plan.set_random_order(0)),
         ('grouped', lambda: plan.set_grit_order(1, plan.order.flip(0))),
     ):
         began = time.perf_counter()
         set_order()
-        print(
-            f'plan: {args.pairs:,} pairs, {args.ranks} ranks: {name} epoch {time.perf_counter() - began:.2f} s, '
-            f'peak {(peak_bytes("cpu") - before) / 2**20:,.0f} MiB, stored {plan.order.nbytes / 2**20:,.0f} MiB'
-        )
+        seconds = time.perf_counter() - began
+        sizes = {'peak MiB': (peak_bytes(host) - before) / 2**20, 'stored MiB': plan.order.nbytes / 2**20}
+        report.add({'pairs': args.pairs, 'ranks': args.ranks, 'epoch': name, 's': seconds, **sizes})
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -148,6 +153,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--grouping', choices=GROUPINGS, default='chain', help='(default %(default)s)')
     parser.add_argument('--pairs', type=int, help='instead of grouping, plan epochs of a dataset of this size')
     parser.add_argument('--ranks', type=int, default=4, help='with --pairs (default %(default)s)')
+    add_arguments(parser, 'grouping')
     args = parser.parse_args(argv)
     for name in ('length', 'search_space', 'width', 'rounds', 'ranks'):
         if getattr(args, name) < 1:
@@ -165,10 +171,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    report = Report('grouping', args, argv)
     if args.pairs is not None:
-        return bench_plan(args)
-    for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
-        bench_grouping(device, args)
+        bench_plan(report, args)
+    else:
+        bench_grouping(report, args)
+    report.finish()
 
 
 if __name__ == '__main__':

@@ -5,8 +5,12 @@
 It draws photograph-like JPEGs (640 x 480, 4:2:0, quality 90 to 95). Then both ways take turns to transform them, in one
 process and one thread: from file to normalized tensor, at 256 and 384 pixels, for training and evaluation. The plain
 way does the same operations with the same strengths, as they are commonly written. Times are CPU times, which depend
-less on other load. At this size both ways decode a complete JPEG, so larger files (`--grain 12`) make the ratio
-smaller; of larger images (`--width 1280 --height 960`) the transforms of this repository decode less.
+less on other load, of the median pass. At this size both ways decode a complete JPEG, so larger files (`--grain 12`)
+make the ratio smaller; of larger images (`--width 1280 --height 960`) the transforms of this repository decode less.
+
+The pixels of evaluation are compared first: if they differ by more than one level of 255 on average, nothing is
+measured. In training each way draws its own crops and operations from the same distributions, so that pixels cannot be
+compared; tests/dataset compares each operation.
 
 Legend: H, W height and width in pixels, R resolution.
 """
@@ -17,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
@@ -25,14 +30,16 @@ from PIL import Image
 from torchvision import transforms as tv
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from benchmarks.report import Report, add_arguments, take_turns  # noqa: E402
 from dataset.loader import compute_in_one_thread  # noqa: E402
 from dataset.randaugment import TEN  # noqa: E402
 from dataset.transforms import MEAN, STD, EvalTransform, TrainTransform, example_rng  # noqa: E402
-from utils.arguments import Parser  # noqa: E402
+from utils.arguments import Parser, positive_int  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402
 
 Transform = Callable[[str], torch.Tensor]  # path -> [3, R, R]
+TOLERANCE = 1.0  # levels of 255: the mean difference of pixels, from a JPEG that is decoded at half its size
 
 
 def draw_photo(rng: np.random.Generator, width: int, height: int, grain: float) -> np.ndarray:
@@ -136,52 +143,67 @@ def our_transform(resolution: int, train: bool, exact: bool) -> Transform:
     return lambda path: transform(path, example_rng(0, 0, next(numbers)))
 
 
-def rates(ways: Sequence[Transform], paths: Sequence[str], rounds: int) -> list[float]:
-    """Images per second of each way, of its median pass over the files; the ways take turns, one pass each."""
-    seconds = [[] for _ in ways]
-    for turn in range(rounds + 1):
-        for way, taken in zip(ways, seconds, strict=True):
-            start = time.process_time()
-            for path in paths:
-                way(path)
-            if turn:  # the first round warms up the file cache
-                taken.append(time.process_time() - start)
-    return [len(paths) / np.median(taken) for taken in seconds]
+def compare_pixels(paths: Sequence[str], resolution: int, exact: bool) -> float:
+    """The mean difference of both ways' pixels in evaluation, in levels of 255; InputError above `TOLERANCE`."""
+    plain, ours = plain_transform(resolution, train=False), our_transform(resolution, False, exact)
+    levels = 255 * torch.tensor(STD)[:, None, None]
+    difference = max(((plain(path) - ours(path)) * levels).abs().mean().item() for path in paths)
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f'pixels of both ways at {resolution} px differ by {difference:.2f} levels of 255 on average; no times are '
+            'measured'
+        )
+    return difference
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=64, help='JPEGs to draw (default %(default)s)')
-    parser.add_argument('--rounds', type=int, default=9, help='timed passes of each way (default %(default)s)')
-    parser.add_argument('--width', type=int, default=640, help='of a JPEG (default %(default)s)')
-    parser.add_argument('--height', type=int, default=480, help='of a JPEG (default %(default)s)')
+    parser.add_argument('--images', type=positive_int, default=64, help='JPEGs to draw (default %(default)s)')
+    parser.add_argument('--rounds', type=positive_int, default=9, help='timed passes of each way (default %(default)s)')
+    parser.add_argument('--width', type=positive_int, default=640, help='of a JPEG (default %(default)s)')
+    parser.add_argument('--height', type=positive_int, default=480, help='of a JPEG (default %(default)s)')
     parser.add_argument('--grain', type=float, default=2.5, help='standard deviation of the sensor noise, in levels')
+    parser.add_argument('--resolutions', type=positive_int, nargs='+', default=[256, 384], help='(default 256 384)')
     parser.add_argument('--exact', action='store_true', help='the official pixels (reduced_decode=False)')
-    args = parser.parse_args(argv)
-    for name in ('images', 'rounds', 'width', 'height'):
-        if getattr(args, name) < 1:
-            raise InputError(f'--{name} {getattr(args, name)}: must be at least 1')
-    return args
+    add_arguments(parser, 'loader', cpu_only=True)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     compute_in_one_thread()
+    report = Report('loader', args, argv)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(folder, args.images, args.width, args.height, args.grain)
         size = sum(map(os.path.getsize, paths)) / len(paths) / 1024
-        print(
-            f'{len(paths)} JPEGs of {args.width} x {args.height}, {size:.0f} KB each; images per second on one core, '
-            f'median of {args.rounds} passes'
-        )
-        print(f'{"":16}{"plain":>8}{"ours":>8}{"ratio":>8}')
+        report.facts['JPEGs'] = f'{len(paths)} of {args.width} x {args.height}, {size:.0f} KB each'
+        differences = {resolution: compare_pixels(paths, resolution, args.exact) for resolution in args.resolutions}
         for train in (True, False):
-            for resolution in (256, 384):
-                ways = plain_transform(resolution, train), our_transform(resolution, train, args.exact)
-                plain, ours = rates(ways, paths, args.rounds)
-                name = f'{"train" if train else "eval":8}{resolution:>5} px'
-                print(f'{name}{plain:8.0f}{ours:8.0f}{ours / plain:8.2f}', flush=True)
+            for resolution in args.resolutions:
+                ways = {
+                    'plain': plain_transform(resolution, train),
+                    'ours': our_transform(resolution, train, args.exact),
+                }
+                passes = {name: partial(transform_all, way, paths) for name, way in ways.items()}
+                # The first round warms up the file cache.
+                seconds = take_turns(passes, args.rounds, report.device, warmup=1, clock=time.process_time)
+                plain, ours = (len(paths) / float(np.median(seconds[name])) for name in ways)
+                row = {
+                    'transform': 'train' if train else 'eval',
+                    'px': resolution,
+                    'plain images/s': plain,
+                    'images/s': ours,
+                    'ratio': ours / plain,
+                    'levels': None if train else differences[resolution],
+                }
+                report.add(row, seconds=seconds)
+    report.finish()
+
+
+def transform_all(way: Transform, paths: Sequence[str]) -> None:
+    for path in paths:
+        way(path)
 
 
 if __name__ == '__main__':

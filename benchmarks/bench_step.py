@@ -1,125 +1,240 @@
-"""Time of one pre-training step on random data (forward, backward, optimizer), its memory, and its share of the peak.
+"""Time, memory and operators of a training step of every task, ours and plain, and its share of the measured peak.
 
-    python benchmarks/bench_step.py                                  # ViT-B/16 at 256 px, batch 128: for a GPU
-    python benchmarks/bench_step.py --batch 4 --steps 2 --warmup 1   # the same model, a batch small enough for a CPU
+    python benchmarks/bench_step.py                           # all tasks at full size; on a CPU with few examples
+    python benchmarks/bench_step.py --task vqa --batch 8      # one task, another batch
+    python benchmarks/bench_step.py --variants bf16 bf16+compile bf16+checkpointing
+    python benchmarks/bench_step.py --largest                 # also the largest batch of pre-training that fits a GPU
+    python benchmarks/bench_step.py --task pretrain --config configs/shapes/Pretrain.yaml --batch 32 --profile
 
-FLOPs are counted, not estimated: 2 for each multiply-add of a forward pass, times 3 for forward and backward.
+A step is forward, backward and optimizer on random data. The plain step (`plain_steps.py`) has the same weights and
+gives the same losses and gradients, which is checked first, without dropout in float32; if they differ nothing is
+measured. Both take turns; times are the best of all rounds. On a CPU the models have their full size.
+
+FLOPs are those of our step, counted: 2 for each multiply-add of a forward pass, times 3 for forward and backward, and
+once for momentum copies. What the plain step adds is not counted. `of peak` is their rate divided by that of a
+product of two large matrices, measured first, in the same precision (TF32 for fp32 on a GPU). `ops` are operators per
+step, views excluded. GiB are the peak of a GPU's allocated memory in a step.
 """
 
 import argparse
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from benchmarks.counting import MASK, TOKENIZER, count_flops, random_batch  # noqa: E402
-from dataset.tokens import Text  # noqa: E402
+from benchmarks.counting import TOKENIZER, count_flops, set_checkpointing, training_flops  # noqa: E402
+from benchmarks.plain_steps import plain_optimizer  # noqa: E402
+from benchmarks.profiling import fits_memory, free_memory, largest_batch, profile_step  # noqa: E402
+from benchmarks.report import Report, add_arguments, exact_products, matrix_peak, take_turns  # noqa: E402
+from benchmarks.step_tasks import (  # noqa: E402
+    TASKS,
+    Step,
+    check_supported,
+    compare_losses,
+    count_step,
+    losses_and_gradients,
+    our_losses,
+    peak_memory,
+    plain_losses,
+    random_inputs,
+)
 from models import create_model  # noqa: E402
 from optim import create_optimizer  # noqa: E402
-from utils.arguments import Parser  # noqa: E402
-from utils.config import resolve  # noqa: E402
+from utils.arguments import Parser, add_flag, positive_int  # noqa: E402
+from utils.config import apply_overrides, resolve  # noqa: E402
 from utils.config_files import find_file, read_yaml  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402
 from utils.setup import autocast, compile_layers  # noqa: E402
 
-LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
-PRECISIONS, OPTIONS = ('fp32', 'bf16'), ('checkpointing', 'compile')
+PRECISIONS, OPTIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16}, ('checkpointing', 'compile')
+VARIANTS = {'cpu': ['fp32'], 'cuda': ['fp32', 'bf16', 'bf16+checkpointing', 'bf16+compile']}
+ROUNDS = {'cpu': 2, 'cuda': 5}
+BF16_TOLERANCE = 0.01  # of the losses, relative to those in float32
+Config = Mapping[str, Any]
 
 
-def measure(
-    variant: str, config: Mapping[str, Any], args: argparse.Namespace, device: torch.device
-) -> tuple[float, int | None, float]:
-    """(seconds per step, peak memory in bytes or None, FLOPs of a forward pass) of one variant."""
-    precision, *options = variant.split('+')
-    batch, tokens, steps, warmup = args.batch, args.tokens, args.steps, args.warmup
+def bf16_difference(model: nn.Module, inputs: tuple) -> float:
+    """The largest relative difference of our losses in bfloat16 from those in float32; InputError above 1 %."""
+
+    def in_bf16(*args: Any) -> dict[str, torch.Tensor]:
+        with autocast(inputs[0].device, {'precision': 'bf16'}):
+            return our_losses(*args)
+
+    exact, _ = losses_and_gradients(our_losses, model, inputs)
+    rounded, _ = losses_and_gradients(in_bf16, model, inputs)
+    difference = max(abs(rounded[name] / exact[name] - 1) for name in exact)
+    if not difference <= BF16_TOLERANCE:
+        raise InputError(f'losses in bf16 differ by {difference:.1%} from fp32, more than {BF16_TOLERANCE:.0%}')
+    return difference
+
+
+def batch_of(task: str, config: Config, args: argparse.Namespace, device: torch.device) -> int:
+    """The number of examples: --batch, the official one on a GPU, few on a CPU."""
+    return args.batch or (TASKS[task].cpu_batch if device.type == 'cpu' else config[TASKS[task].batch_key])
+
+
+def create(
+    task: str, config: Config, batch: int, args: argparse.Namespace, device: torch.device
+) -> tuple[nn.Module, tuple]:
+    """(a model with random weights in training mode, random inputs), made on the device."""
     torch.manual_seed(0)
-    model = create_model('pretrain', config | {'grad_checkpointing': 'checkpointing' in options}, TOKENIZER).to(device)
-    optimizer = create_optimizer(config['optimizer'], model)
-    image, text = random_batch(batch, tokens, config, device)
-    model.eval()
-    flops = count_flops(lambda: model(image[:4], Text(*(part[:4] for part in text))))['Global']
+    with device:
+        model = create_model(task, config, TOKENIZER).train()
+    return model, random_inputs(task, config, batch, args.tokens or TASKS[task].tokens, device)
+
+
+def measure(task: str, variant: str, config: Config, args: argparse.Namespace, report: Report) -> None:
+    """Check and time one variant of a task's step and the plain step in the same precision: a row of the report."""
+    device, (precision, *options) = report.device, variant.split('+')
+    batch = batch_of(task, config, args, device)
+    model, inputs = create(task, config, batch, args, device)
+    details = check(task, precision, model, inputs)
+    flops = training_flops(count_flops(lambda: model.eval()(*inputs)))
     model.train()
-    if 'compile' in options:
+    set_checkpointing(model, 'checkpointing' in options)
+    if is_compiled := 'compile' in options:
         compile_layers(model)
+    steps = {
+        'plain': Step(model, inputs, plain_losses(task), plain_optimizer(config['optimizer'], model), precision),
+        'ours': Step(model, inputs, our_losses, create_optimizer(config['optimizer'], model), precision),
+    }
+    memory = {name: peak_memory(step, device) for name, step in steps.items()}
+    for step in steps.values():
+        step.make_moments()
+    operators = None if is_compiled else {name: count_step(step) for name, step in steps.items()}  # also warms up
+    warmup = 1 if is_compiled or device.type == 'cuda' else 0
+    details['seconds'] = seconds = take_turns(steps, args.rounds, device, warmup)
+    if args.profile:
+        print(f'{task} {variant}:')
+        details |= profile_step(steps['ours'], device)
+    plain, ours = (min(seconds[name]) for name in ('plain', 'ours'))
+    row = {'task': task, 'variant': variant, 'batch': batch, 'px': config['image_res']}
+    row |= {'plain ms': plain * 1e3, 'ms': ours * 1e3, 'ratio': plain / ours}
+    row |= {'GFLOP': flops / 1e9, 'TFLOP/s': (rate := flops / ours / 1e12)}
+    row['of peak'] = rate / (args.peak or report.facts[peak_name(precision, device)])
+    row |= {'plain GiB': memory['plain'], 'GiB': memory['ours']}
+    row |= {'plain ops': operators and operators['plain'].total, 'ops': operators and operators['ours'].total}
+    details['operators that wait'] = operators and {name: counted.waiting for name, counted in operators.items()}
+    details['examples/s'] = batch / ours
+    report.add(row, **details)
+
+
+def check(task: str, precision: str, model: nn.Module, inputs: tuple) -> dict[str, float]:
+    """The differences of our losses and gradients from the plain ones, and of losses in bf16 if it is the precision;
+    InputError above the tolerances.
+    """
+    with exact_products(inputs[0].device):
+        differences = compare_losses(task, model, inputs)
+        if precision == 'bf16':
+            differences['bf16 difference'] = bf16_difference(model, inputs)
+    return differences
+
+
+def search_largest(config: Config, args: argparse.Namespace, report: Report) -> None:
+    """Rows: the largest batch of pre-training in bf16 that fits the GPU, at 256 and 384 px, also with checkpointing."""
+    for size in (256, 384):
+        for recompute in (False, True):
+            sized = config | {'image_res': size, 'grad_checkpointing': recompute}
+            batch, is_complete = largest_batch(partial(batch_fits, sized, args, report.device))
+            variant = f'bf16{"+checkpointing" if recompute else ""}, largest batch'
+            report.add({'task': 'pretrain', 'variant': variant, 'batch': batch, 'px': size}, complete=is_complete)
+
+
+def batch_fits(config: Config, args: argparse.Namespace, device: torch.device, batch: int) -> bool:
+    """Whether two steps of pre-training in bf16 fit the memory; the first makes the moments."""
+
+    def train() -> None:
+        model, inputs = create('pretrain', config, batch, args, device)
+        step = Step(model, inputs, our_losses, create_optimizer(config['optimizer'], model), 'bf16')
+        step()
+        step()
+
+    return fits_memory(train)
+
+
+def peak_name(precision: str, device: torch.device) -> str:
+    """The name of a precision's peak in the report."""
+    return f'peak TFLOP/s, {"tf32" if precision == "fp32" and device.type == "cuda" else precision}'
+
+
+def measure_peaks(variants: Sequence[str], report: Report) -> None:
+    """Put the peak of every precision into the report; of a GPU also that of float32 without TF32."""
+    device = report.device
+    for precision in dict.fromkeys(variant.split('+')[0] for variant in variants):
+        report.facts[peak_name(precision, device)] = matrix_peak(device, PRECISIONS[precision]) / 1e12
     if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-    for number in range(warmup + steps):
-        if number == warmup:
-            wait(device)
-            began = time.perf_counter()
-        with autocast(device, {'precision': precision}):
-            out = model(image, text)
-        optimizer.zero_grad(set_to_none=True)
-        sum(out[name] for name in LOSSES).backward()
-        optimizer.step()
-    wait(device)
-    memory = torch.cuda.max_memory_allocated() if device.type == 'cuda' else None
-    return (time.perf_counter() - began) / steps, memory, flops / min(4, batch) * batch
+        with exact_products(device):
+            report.facts['peak TFLOP/s, fp32'] = matrix_peak(device, torch.float32) / 1e12
 
 
-def wait(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-
-
-def check_variant(variant: str) -> None:
-    """InputError unless a variant is a precision with known options."""
-    precision, *options = variant.split('+')
-    if precision not in PRECISIONS or not set(options) <= set(OPTIONS):
-        raise InputError(
-            f'--variants {variant}: must be {" or ".join(PRECISIONS)}, with +{" or +".join(OPTIONS)} if wanted'
-        )
+def read_config(task: str, args: argparse.Namespace) -> Config:
+    """The configuration of a task, by default its official one; checked."""
+    path = find_file(args.config or f'configs/{TASKS[task].config}.yaml')
+    config, _ = resolve(task, apply_overrides(read_yaml(path), args.set), path)
+    check_supported(task, config, path)
+    return config
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/Pretrain.yaml', help='a YAML configuration of pre-training')
-    parser.add_argument('--batch', type=int, default=128, help='pairs per step (default %(default)s)')
-    parser.add_argument('--tokens', type=int, default=16, help='of each text (default %(default)s)')
-    parser.add_argument('--steps', type=int, default=10, help='timed steps (default %(default)s)')
-    parser.add_argument('--warmup', type=int, default=3, help='steps before them (default %(default)s)')
+    parser.add_argument('--task', nargs='+', choices=TASKS, default=list(TASKS), help='(default: all)')
+    parser.add_argument('--config', help="a YAML configuration, for one --task (default: the official one's)")
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='as for the training scripts')
+    parser.add_argument('--batch', type=positive_int, help='examples per step (default: the official; on a CPU few)')
+    parser.add_argument('--tokens', type=positive_int, help='of the longest text (default: what the task cuts at)')
+    parser.add_argument('--rounds', type=positive_int, help='timed steps (default: 2 on a CPU, 5 on a GPU)')
     parser.add_argument(
-        '--variants',
-        nargs='+',
-        default=['fp32', 'bf16'],
-        help='precision, with options: fp32, bf16, bf16+checkpointing, bf16+compile',
+        '--variants', nargs='+', help='fp32 or bf16, with +checkpointing or +compile (default: fp32; on a GPU four)'
     )
-    parser.add_argument('--peak', type=float, help='peak TFLOP/s of the device, to print the share of it')
+    parser.add_argument('--peak', type=float, help="peak TFLOP/s of the device, in place of the measured one's")
+    add_flag(parser, '--profile', False, 'print the top operations of a steady step; count launches and syncs')
+    add_flag(parser, '--largest', False, 'also search the largest batch of pre-training that fits a GPU')
+    add_arguments(parser, 'step')
     args = parser.parse_args(argv)
-    for name, least in (('batch', 2), ('tokens', 2), ('steps', 1), ('warmup', 0)):
-        if getattr(args, name) < least:
-            raise InputError(f'--{name} {getattr(args, name)}: must be at least {least}')
-    for variant in args.variants:
-        check_variant(variant)
+    for variant in args.variants or []:
+        precision, *options = variant.split('+')
+        if precision not in PRECISIONS or not set(options) <= set(OPTIONS):
+            raise InputError(
+                f'--variants {variant}: must be {" or ".join(PRECISIONS)}, with +{" or +".join(OPTIONS)} if wanted'
+            )
+    if args.config and len(args.task) > 1:
+        raise InputError(f'--config {args.config}: is of one task; name it with --task')
+    if args.batch == 1 and {'pretrain', 'retrieval'} & set(args.task):
+        raise InputError('--batch 1: must be at least 2, for ITM takes negatives from the batch')
+    if args.tokens is not None and args.tokens < 3:
+        raise InputError(f'--tokens {args.tokens}: must be at least 3')
+    if args.peak is not None and not 0 < args.peak < float('inf'):
+        raise InputError(f'--peak {args.peak}: must be above 0')
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.type == 'cuda':
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    args.config = find_file(args.config)
-    config, _ = resolve('pretrain', read_yaml(args.config), args.config)
-    if config['bert_config']['vocab_size'] <= MASK + 1:
-        raise InputError(f'{args.config}: bert_config.vocab_size must be above {MASK + 1}')
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    print(f'{name}; batch {args.batch}, {config["image_res"]} px, {args.tokens} tokens')
-    for variant in args.variants:
-        seconds, memory, flops = measure(variant, config, args, device)
-        rate = 3 * flops / seconds / 1e12
-        print(
-            f'{variant:20} {seconds * 1000:9.1f} ms per step  {args.batch / seconds:8.1f} pairs/s  {rate:7.2f} TFLOP/s'
-            + (f'  {rate / args.peak:.0%} of the peak' if args.peak else '')
-            + (f'  {memory / 2**30:.1f} GB' if memory else '')
-            + f'  ({flops / args.batch / 1e9:.1f} GFLOP per pair forward)'
-        )
+    report = Report('step', args, argv)
+    kind = report.device.type
+    if args.largest and kind == 'cpu':
+        raise InputError('--largest: needs a GPU; omit it')
+    args.rounds = args.rounds or ROUNDS[kind]
+    variants = args.variants or VARIANTS[kind]
+    configs = {task: read_config(task, args) for task in args.task}
+    measure_peaks(variants, report)
+    for task, config in configs.items():
+        for variant in variants:
+            try:
+                measure(task, variant, config, args, report)
+            except torch.OutOfMemoryError:
+                batch = batch_of(task, config, args, report.device)
+                report.add({'task': task, 'variant': variant, 'batch': batch}, error='out of memory')
+            free_memory()
+    if args.largest:
+        search_largest(configs.get('pretrain') or read_config('pretrain', args), args, report)
+    report.finish()
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@
 
 Nothing is measured. FLOPs and bytes are counted on the real models with the configured batch, on tensors without
 values, in about half a minute and less than 2 GB of memory. The numbers of examples are constants with their source
-(`DATA`), the lengths of texts are assumptions (`TOKENS` and below).
+(`DATA`), the lengths of texts are assumptions (`WORDS`, and in counting.py).
 
     hours = epochs x steps x batch x FLOPs of an example / (TFLOP/s x utilization), steps = examples // (batch x GPUs)
 
@@ -24,12 +24,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from benchmarks import counting  # noqa: E402
 from benchmarks.bench_rerank import random_encoded  # noqa: E402
-from benchmarks.counting import CLS, PAD, TOKENIZER, Weights, count_flops, kept_bytes, random_batch  # noqa: E402
+from benchmarks.counting import (  # noqa: E402
+    ANSWER_TOKENS,
+    CLS,
+    PAD,
+    TOKENIZER,
+    TOKENS,
+    FakeStep,
+    Weights,
+    count_flops,
+    random_batch,
+    training_flops,
+)
 from dataset.tokens import Text  # noqa: E402
 from models import create_model  # noqa: E402
 from models.answer_ranking import rank_answers  # noqa: E402
@@ -52,25 +61,17 @@ DATA = {
     'Flickr30k test': (1_000, 5_000),
     'NLVR2 train': 86_373,
     'NLVR2 dev and test-P': 6_982 + 6_967,
-    'VQA v2 train and val': 443_757 + 214_354,
+    'VQA v2 train and val': 443_757 + 214_354,  # a question has 3 distinct answers, on average; one of VG has 1
     'VG questions': 1_445_322,  # ~ Visual Genome 1.2, before images of the test splits are excluded
     'VQA v2 test': 447_793,
     'VQA answers': 3_128,
 }
-# A batch is padded to its longest text: training batches to what the dataset cuts at (30 words: about 30 tokens).
-TOKENS = {'pretrain': 25, 'retrieval': 30, 'nlvr_pretrain': 25, 'nlvr': 30, 'vqa': 25}
 WORDS = 10.5  # of a caption in evaluation, where captions of similar length are batched
-ANSWERS = {'VQA v2 train and val': 3, 'VG questions': 1}  # distinct answers of a question
-ANSWER_TOKENS = 4  # [CLS], two, [SEP]
 SETTINGS = [(precision, recompute) for precision in ('fp32', 'bf16') for recompute in (False, True)]
 GB = 1e9
 
 
 Config = Mapping[str, Any]
-Forward = Callable[[nn.Module, int], Any]  # (model, B) -> outputs of B random examples
-
-
-PROJECTED = ('.crossattention.self.key', '.crossattention.self.value')  # called by `project`, outside of the encoder
 
 
 class Stage(NamedTuple):
@@ -91,62 +92,23 @@ class Stage(NamedTuple):
         return self.epochs * per_gpu * self.flops / (tflops * 1e12 * utilization) / 3600
 
 
-def training(
-    name: str, task: str, config: Config, forward: Forward, examples: int, share: float = 1.0, images: int = 1
-) -> Stage:
-    """A stage that trains. share: of the tokens that MLM or the decoder predicts. images: of an example."""
-    # The attention kernels of GPUs keep no attention matrix; those of the CPU do the same only without dropout.
-    bert = config['bert_config'] | {'attention_probs_dropout_prob': 0.0}
-    model = counting.create_fake(task, {**config, 'bert_config': bert}).train()
-    batch = config.get('batch_size') or config['batch_size_train']
-    with counting.without_values(share):
-        counts = count_flops(lambda: forward(model, batch))
-        weights = counting.weight_bytes(model)
-        memory = {
-            setting: sum(weights) + activation_bytes(model, forward, batch, images, *setting) for setting in SETTINGS
-        }
-    copies = [part for part in counts if part.count('.') and part.split('.')[1].endswith('_m')]
-    momentum = sum(counts[part] for part in copies if part.endswith(PROJECTED) or not _is_inside(part, copies))
-    flops = (3 * (counts['Global'] - momentum) + momentum) / batch
+def training(name: str, task: str, config: Config, examples: int) -> Stage:
+    """A stage that trains, with the configured batch."""
+    step = FakeStep(task, config)
+    flops = training_flops(step.count_flops(step.batch)) / step.batch
+    memory = {setting: sum(step.weights) + step.activation_bytes(step.batch, *setting) for setting in SETTINGS}
     epochs = config.get('train_epochs') or config['schedular']['epochs']
-    return Stage(name, examples, epochs, batch, flops, weights, memory)
-
-
-def _is_inside(part: str, parts: Sequence[str]) -> bool:
-    return any(part.startswith(f'{other}.') for other in parts)
-
-
-def activation_bytes(
-    model: nn.Module, forward: Forward, batch: int, images: int, precision: str, recompute: bool
-) -> int:
-    """What the forward pass of B examples keeps; with `recompute` and what one layer of the image encoder does."""
-    counting.set_checkpointing(model, recompute)
-    size = sum(kept_bytes(model, lambda: forward(model, batch), precision))
-    if recompute:
-        counting.set_checkpointing(model, False)
-        vit = model.visual_encoder
-        tokens = torch.empty(batch * images, *vit.pos_embed.shape[1:])
-        size += kept_bytes(model, lambda: vit.blocks[0](tokens), precision)[0]
-    return size
+    return Stage(name, examples, epochs, step.batch, flops, step.weights, memory)
 
 
 def pretrain(config: Config) -> list[Stage]:
-    tokens = TOKENS['pretrain']
-    masked = config['mlm_probability'] * (tokens - 1) / tokens  # never [CLS]
     rows = DATA['pairs of COCO, VG, CC3M, SBU'], DATA['images of COCO, VG, CC3M, SBU']
-
-    def forward(model: nn.Module, batch: int) -> Any:
-        return model(*random_batch(batch, tokens, config))
-
-    stage = training('pre-training, a row per pair', 'pretrain', config, forward, rows[0], masked)
+    stage = training('pre-training, a row per pair', 'pretrain', config, rows[0])
     return [stage, stage._replace(name='pre-training, a row per image', examples=rows[1])]
 
 
 def retrieval(config: Config, dataset: str, captions: int, test: tuple[int, int]) -> list[Stage]:
-    def forward(model: nn.Module, batch: int) -> Any:
-        return model(*random_batch(batch, TOKENS['retrieval'], config), torch.arange(batch))
-
-    stages = [training(f'retrieval, {dataset}', 'retrieval', config, forward, captions)]
+    stages = [training(f'retrieval, {dataset}', 'retrieval', config, captions)]
     flops = evaluation_flops(config, *test)
     return [*stages, Stage(f'one evaluation, {dataset} test images', test[0], 1, config['batch_size_test'], flops)]
 
@@ -171,34 +133,17 @@ def evaluation_flops(config: Config, images: int, texts: int) -> float:
 
 
 def text_assignment(config: Config) -> list[Stage]:
-    def forward(model: nn.Module, batch: int) -> Any:
-        return model(*random_batch(batch, TOKENS['nlvr_pretrain'], config))
-
-    rows = DATA['pairs of COCO, VG, CC3M, SBU']
-    return [training('text assignment', 'nlvr_pretrain', config, forward, rows)]
+    return [training('text assignment', 'nlvr_pretrain', config, DATA['pairs of COCO, VG, CC3M, SBU'])]
 
 
 def nlvr(config: Config) -> list[Stage]:
-    def forward(model: nn.Module, batch: int) -> Any:
-        images, texts = random_batch(2 * batch, TOKENS['nlvr'], config)
-        return model(images, Text(*(part[:batch] for part in texts)), torch.zeros(batch, dtype=torch.int64))
-
-    stage = training('NLVR2', 'nlvr', config, forward, DATA['NLVR2 train'], images=2)
+    stage = training('NLVR2', 'nlvr', config, DATA['NLVR2 train'])
     flops = stage.flops / 3  # without `distill` nothing but the forward pass of training
     return [stage, Stage('one evaluation, dev and test-P', DATA['NLVR2 dev and test-P'], 1, stage.batch, flops)]
 
 
 def vqa(config: Config) -> list[Stage]:
-    questions = sum(DATA[name] for name in ANSWERS)
-    answers = sum(DATA[name] * count for name, count in ANSWERS.items()) / questions  # of a question, on average
-
-    def forward(model: nn.Module, batch: int) -> Any:
-        image, question = random_batch(batch, TOKENS['vqa'], config)
-        count = round(answers * batch)
-        ids = torch.ones(count, ANSWER_TOKENS, dtype=torch.int64)
-        return model(image, question, Text(ids, ids), ids[:batch, 0], torch.ones(count))
-
-    stage = training('VQA', 'vqa', config, forward, questions)
+    stage = training('VQA', 'vqa', config, DATA['VQA v2 train and val'] + DATA['VG questions'])
     flops = answering_flops(config)
     return [stage, Stage('answers, VQA v2 test', DATA['VQA v2 test'], 1, config['batch_size_test'], flops)]
 
@@ -269,21 +214,31 @@ def memory_table(stages: Sequence[Stage]) -> str:
     return '\n'.join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--gpus', type=int, default=4, help='processes, one per GPU (default %(default)s)')
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Arguments: the speed of a GPU."""
     parser.add_argument(
         '--device-tflops', type=float, default=312, help='peak TFLOP/s of a GPU in the precision used (default: A100)'
     )
     parser.add_argument('--utilization', type=float, default=0.4, help='share of the peak (default %(default)s)')
-    parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), help='(default: all)')
-    args = parser.parse_args(argv)
-    if args.gpus < 1:
-        raise InputError(f'--gpus {args.gpus}: must be at least 1')
+
+
+def check_device(args: argparse.Namespace) -> None:
+    """InputError for an impossible speed."""
     if not 0 < args.device_tflops < float('inf'):
         raise InputError(f'--device-tflops {args.device_tflops}: must be above 0')
     if not 0 < args.utilization <= 1:
         raise InputError(f'--utilization {args.utilization}: must be above 0, at most 1')
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--gpus', type=int, default=4, help='processes, one per GPU (default %(default)s)')
+    add_device(parser)
+    parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), help='(default: all)')
+    args = parser.parse_args(argv)
+    if args.gpus < 1:
+        raise InputError(f'--gpus {args.gpus}: must be at least 1')
+    check_device(args)
     return args
 
 

@@ -1,9 +1,10 @@
 """What the benchmarks count of a model: FLOPs of a call, bytes of its weights, bytes that a forward pass keeps.
 
 `create_fake` makes a model of tensors with shapes and dtypes but without values (torch's FakeTensorMode), so that
-counts at full size and with the full batch need neither time nor memory. It runs inside `without_values`.
+counts at full size and with the full batch need neither time nor memory. It runs inside `without_values`. `FakeStep`
+is a training step of any task with such a model.
 
-Legend: B pairs, L tokens, R resolution.
+Legend: B examples, L tokens, R resolution.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,11 @@ PAD, CLS, MASK = 0, 101, 103
 TOKENIZER = SimpleNamespace(pad_token_id=PAD, cls_token_id=CLS, mask_token_id=MASK)
 FAKE = FakeTensorMode()
 FLOAT = 4  # bytes
+# A batch is padded to its longest text: training batches to what the dataset cuts at (30 words: about 30 tokens).
+TOKENS = {'pretrain': 25, 'retrieval': 30, 'nlvr_pretrain': 25, 'nlvr': 30, 'vqa': 25}
+ANSWERS = 1.63  # distinct ones of a question, on average over the questions of VQA: see `cost.DATA`
+ANSWER_TOKENS = 4  # [CLS], two, [SEP]
+PROJECTED = ('.crossattention.self.key', '.crossattention.self.value')  # called by `project`, outside of the encoder
 
 
 def random_batch(
@@ -48,6 +54,19 @@ def count_flops(call: Callable[[], Any]) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         call()
     return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+
+
+def training_flops(counts: Mapping[str, int]) -> int:
+    """FLOPs of a training step, from `count_flops` of its forward pass: 3 x forward, momentum copies 1 x forward."""
+    return counts['Global'] + backward_flops(counts)
+
+
+def backward_flops(counts: Mapping[str, int]) -> int:
+    """FLOPs of the backward pass, from `count_flops` of the forward pass: 2 x what is not of momentum copies."""
+    copies = [part for part in counts if part.count('.') and part.split('.')[1].endswith('_m')]
+    inside = {part for part in copies if any(part.startswith(f'{other}.') for other in copies)}
+    momentum = sum(counts[part] for part in copies if part.endswith(PROJECTED) or part not in inside)
+    return 2 * (counts['Global'] - momentum)
 
 
 def create_fake(task: str, config: Mapping[str, Any]) -> nn.Module:
@@ -145,3 +164,56 @@ def set_checkpointing(model: nn.Module, recompute: bool) -> None:
     for module in model.modules():
         if hasattr(module, 'grad_checkpointing'):
             module.grad_checkpointing = recompute
+
+
+class FakeStep:
+    """A training step of a task on random examples, with a model without values.
+
+    config: resolved. Attributes: `batch`, the examples of a GPU in the configuration, and `weights`.
+    """
+
+    def __init__(self, task: str, config: Mapping[str, Any]):
+        # The attention kernels of GPUs keep no attention matrix; those of the CPU do the same only without dropout.
+        bert = config['bert_config'] | {'attention_probs_dropout_prob': 0.0}
+        self.task, self.config = task, {**config, 'bert_config': bert}
+        self.batch = config.get('batch_size') or config['batch_size_train']
+        self.model = create_fake(task, self.config).train()
+        self.weights = weight_bytes(self.model)
+        tokens = TOKENS[task]  # MLM never predicts [CLS]
+        self.share = config['mlm_probability'] * (tokens - 1) / tokens if task == 'pretrain' else 1.0
+
+    def losses(self, batch: int) -> Any:
+        """What the model returns for B = `batch` examples; runs inside `without_values`."""
+        images = batch * (2 if self.task == 'nlvr' else 1)
+        image, text = random_batch(images, TOKENS[self.task], self.config)
+        if self.task == 'retrieval':
+            return self.model(image, text, torch.arange(batch))
+        if self.task == 'nlvr':
+            text = Text(*(part[:batch] for part in text))
+            return self.model(image, text, torch.zeros(batch, dtype=torch.int64))
+        if self.task == 'vqa':
+            count = round(ANSWERS * batch)
+            ids = torch.ones(count, ANSWER_TOKENS, dtype=torch.int64)
+            return self.model(image, text, Text(ids, ids), ids[:batch, 0], torch.ones(count))
+        return self.model(image, text)
+
+    def count_flops(self, batch: int) -> dict[str, int]:
+        """`count_flops` of the forward pass of B = `batch` examples."""
+        with without_values(self.share):
+            return count_flops(lambda: self.losses(batch))
+
+    def activation_bytes(self, batch: int, precision: str, recompute: bool) -> int:
+        """What the forward pass of B = `batch` examples keeps for the backward pass, with copies of weights.
+
+        recompute: `grad_checkpointing`; then with what one layer of the image encoder keeps while it is recomputed.
+        """
+        with without_values(self.share):
+            set_checkpointing(self.model, recompute)
+            size = sum(kept_bytes(self.model, lambda: self.losses(batch), precision))
+            if recompute:
+                set_checkpointing(self.model, False)
+                vit = self.model.visual_encoder
+                images = batch * (2 if self.task == 'nlvr' else 1)
+                tokens = torch.empty(images, *vit.pos_embed.shape[1:])
+                size += kept_bytes(self.model, lambda: vit.blocks[0](tokens), precision)[0]
+        return size

@@ -132,7 +132,7 @@ class EvalSet(TextDataset):
     def __init__(self, config: Mapping[str, Any], split: str, kind: str):
         self.split, self.table = split, load_annotations(config[f'{split}_file'], kind, config['annotation_cache'])
         self.on_bad_image, self.resolution = config['on_bad_image'], config['image_res']
-        self.transform = eval_transform(config)
+        self.transform = eval_transform(config, len(self.table) * self.images_per_row)
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
 
     def read_image(self, index: int, path: str, bad: list[tuple[int, str]]) -> torch.Tensor:

@@ -30,7 +30,7 @@ class PretrainDataset(TrainingSet):
         table = load_annotations(config['train_file'], 'pretrain', config['annotation_cache'])
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
-        self.transform = train_transform(config)
+        self.transform = train_transform(config, len(table))
         self.has_truth = table.has('also_true_of')
         require_images(table, lambda row: [row['image']], config)
 

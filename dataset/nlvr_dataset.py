@@ -55,7 +55,7 @@ class NLVRDataset(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.tokenize = StatementTokenizer(config, tokenizer)
-        self.transform = train_transform(config)
+        self.transform = train_transform(config, 2 * len(table))
         has_label = table.holding('label')
         if not has_label.all():
             file, row = table.source(int(has_label.argmin()))

@@ -36,7 +36,7 @@ class RetrievalTrainDataset(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.root, self.tokenizer = config['image_root'], tokenizer
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
-        self.transform = train_transform(config)
+        self.transform = train_transform(config, len(table))
         numbers: dict[int | str, int] = {}
         ids = table.column('image_id')
         ids = ids.tolist() if isinstance(ids, np.ndarray) else ids

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dataset.image_cache import ImageCache, create_cache
 from dataset.images import Box, open_image, to_rgb
 from dataset.randaugment import TEN, RandAugment
 from utils.errors import InputError
@@ -21,6 +22,7 @@ from utils.errors import InputError
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])
 RATIO = (3 / 4, 4 / 3)
+LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 Source = str | os.PathLike | Image.Image | np.ndarray
 _NORMALIZED = (np.arange(256, dtype=np.float32) / np.float32(255) - MEAN[:, None]) / STD[:, None]  # [3, 256]
 
@@ -37,7 +39,7 @@ class TrainTransform:
     crop_scale: minimum and maximum area of the crop, as a fraction of the image. randaugment: True for the official
     operations, False for none, or the names of the operations to draw from. reduced_decode: decode a JPEG at 1/2, 1/4
     or 1/8 of its size if the crop still has R pixels in both directions, and resize fast; False gives exactly the
-    official pixels.
+    official pixels. cache: keeps images whose crop is all of them.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TrainTransform:
         flip: bool = True,
         randaugment: bool | Sequence[str] = True,
         reduced_decode: bool = True,
+        cache: ImageCache | None = None,
     ):
         low, high = crop_scale
         if not 0 < low <= high:
@@ -54,6 +57,7 @@ class TrainTransform:
                 f'crop_scale must be two increasing fractions of the area like [0.2, 1.0], not [{low}, {high}]'
             )
         self.image_res, self.crop_scale, self.flip, self.reduced_decode = image_res, (low, high), flip, reduced_decode
+        self.cache = cache
         names = TEN if randaugment is True else randaugment
         self.augment = RandAugment(names=names) if names else None
 
@@ -64,6 +68,7 @@ class TrainTransform:
             lambda width, height: draw_crop(width, height, self.crop_scale, rng),
             self.image_res,
             self.reduced_decode,
+            self.cache,
         )
         if self.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
@@ -75,43 +80,59 @@ class TrainTransform:
 class EvalTransform:
     """Resize to R x R, ignoring the aspect ratio, and normalization: source -> [3, R, R] float32."""
 
-    def __init__(self, image_res: int, reduced_decode: bool = True):
-        self.image_res, self.reduced_decode = image_res, reduced_decode
+    def __init__(self, image_res: int, reduced_decode: bool = True, cache: ImageCache | None = None):
+        self.image_res, self.reduced_decode, self.cache = image_res, reduced_decode, cache
 
     def __call__(self, source: Source) -> torch.Tensor:
         """source -> [3, R, R] float32."""
-        image = read_resized(source, lambda width, height: (0, 0, width, height), self.image_res, self.reduced_decode)
+        image = read_resized(source, whole, self.image_res, self.reduced_decode, self.cache)
         return normalize(image)
 
 
-def train_transform(config: Mapping) -> TrainTransform:
-    """The training transform of a configuration."""
-    return TrainTransform(
-        config['image_res'], config['crop_scale'], config['flip'], config['randaugment'], config['reduced_decode']
-    )
+def train_transform(config: Mapping, images: int) -> TrainTransform:
+    """The training transform of a configuration, for a dataset of at most so many images."""
+    settings = (config[name] for name in ('image_res', 'crop_scale', 'flip', 'randaugment', 'reduced_decode'))
+    return TrainTransform(*settings, create_cache(config, images))
 
 
-def eval_transform(config: Mapping) -> EvalTransform:
-    """The evaluation transform of a configuration."""
-    return EvalTransform(config['image_res'], config['reduced_decode'])
+def eval_transform(config: Mapping, images: int | None = None) -> EvalTransform:
+    """The evaluation transform of a configuration; images: at most so many, if they will be read more than once."""
+    cache = create_cache(config, images) if images is not None else None
+    return EvalTransform(config['image_res'], config['reduced_decode'], cache)
+
+
+def whole(width: int, height: int) -> Box:
+    """The box of the image as a whole."""
+    return 0, 0, width, height
 
 
 def read_resized(
-    source: Source, choose_box: Callable[[int, int], Box], resolution: int, reduced_decode: bool
+    source: Source,
+    choose_box: Callable[[int, int], Box],
+    resolution: int,
+    reduced_decode: bool,
+    cache: ImageCache | None = None,
 ) -> np.ndarray:
-    """The part of a source inside `choose_box(width, height)`, resized -> [R, R, 3] uint8.
+    """The part of a source inside `choose_box(width, height)`, resized -> [R, R, 3] uint8, of a cache read-only.
 
     The box is chosen from the size in the header, so that a JPEG is not decoded larger than its crop at R x R requires.
     """
-    if isinstance(source, str | os.PathLike):
-        encoded = open_image(source)
-        box = choose_box(*encoded.size)
-        crop = encoded.decode(reduction(box, resolution) if reduced_decode else 1, box)
-    else:
+    shrink = resize if reduced_decode else resize_as_pillow
+    if not isinstance(source, str | os.PathLike):
         image = source if isinstance(source, np.ndarray) else to_rgb(source)
         left, top, right, bottom = choose_box(*image.shape[1::-1])
-        crop = image[top:bottom, left:right]
-    return resize(crop, resolution) if reduced_decode else resize_as_pillow(crop, resolution)
+        return shrink(image[top:bottom, left:right], resolution)
+    kept = cache.get(source) if cache is not None else None
+    encoded = open_image(source) if kept is None else None
+    size = encoded.size if kept is None else kept.size
+    box = choose_box(*size)
+    if kept is not None and box == whole(*size):
+        return kept.pixels
+    encoded = encoded or open_image(source)
+    pixels = shrink(encoded.decode(reduction(box, resolution) if reduced_decode else 1, box), resolution)
+    if cache is not None and box == whole(*size):
+        cache.keep(source, size, pixels)
+    return pixels
 
 
 def draw_crop(width: int, height: int, scale: Sequence[float], rng: np.random.Generator) -> Box:
@@ -121,8 +142,9 @@ def draw_crop(width: int, height: int, scale: Sequence[float], rng: np.random.Ge
     not fit, it is the largest central box whose aspect ratio is within these bounds.
     """
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        u, v = rng.random(2).tolist()  # one call instead of two of `uniform`: the same draws
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * u)
+        aspect = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * v)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))

@@ -44,7 +44,7 @@ class VQATrainingSet(TrainingSet):
         super().__init__(table, seed, config['on_bad_image'])
         self.roots, self.tokenizer, self.eos = image_roots(config), tokenizer, config['eos']
         self.positions = config['bert_config'].get('max_position_embeddings', 512)
-        self.transform = train_transform(config)
+        self.transform = train_transform(config, len(table))
         has_answer = table.holding('answer')
         if not has_answer.all():
             file, row = table.source(int(has_answer.argmin()))

@@ -124,20 +124,20 @@ class PretrainModel(QueueModel):
             mlm_texts, mlm_images = (torch.cat([own, x[found]]) for x in (pairs.texts, pairs.images))
             mlm_atts, labels, masked_embeds = atts[mlm_texts], labels[mlm_texts], masked_embeds[mlm_texts]
             targets = masked_positions(labels)
-        fused = bert(
-            mode='fusion',
+        of_itm, of_mlm = bert.fuse(
             hidden=torch.cat([text_embeds, text_embeds[other_text], text_embeds, masked_embeds]),
             attention_mask=torch.cat([atts, atts[other_text], atts, mlm_atts]),
             memory=bert.project(image_embeds),
             memory_index=torch.cat([own, own, other_image, mlm_images]),
-        )  # [4B or more, L, D]
+            first_only=3 * batch,
+        )  # [3B, 1, D], [B or more, L, D]
 
         # ITM: one positive and two negatives per pair.
         is_match = torch.cat([torch.ones_like(own, dtype=torch.bool), pairs.is_match])  # [3B]
-        loss_itm, itm_acc = losses.itm_loss(self.itm_head(fused[: 3 * batch, 0]).float(), is_match)
+        loss_itm, itm_acc = losses.itm_loss(self.itm_head(of_itm[:, 0]).float(), is_match)
 
         # MLM: vocabulary logits at the masked positions only.
-        logits = self.text_encoder.logits_at(targets, fused[3 * batch :])  # [N, V]
+        logits = self.text_encoder.logits_at(targets, of_mlm)  # [N, V]
         labels = labels.flatten().index_select(0, targets)  # [N]
         if teacher is None:
             loss_mlm = losses.mlm_loss(logits, labels)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.tokenization_bert import first_sentence, local_folder
+from utils.checkpoint_files import SHARD, STEP_FILE
 from utils.errors import InputError, MissingFileError
 from utils.files import WEIGHTS_FILE, archive_fault, content_fault, read_json
 from utils.finite import not_finite
@@ -59,7 +60,7 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
             if _is_safetensors(path):
                 return load_file(path)
             with open(path, 'rb') as file:  # by its name torch would read it as safetensors
-                return torch.load(file, map_location='cpu', weights_only=True)
+                content = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises almost any exception for a file of another kind
         unsafe = re.search(r'GLOBAL (\S+)', str(error))
         if unsafe:
@@ -71,6 +72,11 @@ def read_checkpoint(path: str, option: str = '--checkpoint') -> dict[str, Any]:
             f'{option} {path}: not a readable checkpoint (damaged, incomplete, or of another kind); copy or download '
             'it again'
         ) from None
+    if isinstance(content, dict) and SHARD in content:
+        raise InputError(
+            f'{option} {path}: it is a shard of a checkpoint, without weights; give the {STEP_FILE} beside it'
+        )
+    return content
 
 
 def _is_safetensors(path: str) -> bool:

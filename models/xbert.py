@@ -268,23 +268,58 @@ class BertModel(nn.Module):
                 memory_mask = memory_mask.index_select(0, memory_index)
 
         for i in range(first, last):
-            layer_memory = memory[i - self.config.fusion_layer] if i >= self.config.fusion_layer else None
-            if layer_memory is not None and memory_index is not None:
-                layer_memory = [states.index_select(0, memory_index) for states in layer_memory]
-            arguments = (
-                hidden,
-                mask,
-                layer_memory,
-                memory_mask,
-                past and past[i - first],
-                present,
-                first_only and i == last - 1,
-            )
-            if self.grad_checkpointing and self.training:
-                hidden = checkpoint(self.encoder.layer[i], *arguments, use_reentrant=False)
-            else:
-                hidden = self.encoder.layer[i](*arguments)
+            states = self.memory_of(i, memory, memory_index)
+            arguments = hidden, mask, states, memory_mask, past and past[i - first], present
+            hidden = self.run_layer(i, *arguments, first_only=first_only and i == last - 1)
         return hidden
+
+    def fuse(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor,
+        memory: list[KeyValue],
+        memory_index: Tensor,
+        first_only: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The fusion layers of R rows, of which ITM reads `first_only`, the first ones: only their first token.
+
+        hidden: [R, L, D]. attention_mask: [R, L]. memory_index: [R]. See `forward`. The last layer computes no other
+        token of these rows. Returns [first_only, 1, D] and, of the other rows, [R - first_only, L, D].
+        """
+        last = self.config.num_hidden_layers - 1
+        mask = attention_mask[:, None, None].bool()  # [R, 1, 1, L]
+        for i in range(self.config.fusion_layer, last):
+            hidden = self.run_layer(i, hidden, mask, self.memory_of(i, memory, memory_index))
+        sizes = [first_only, len(hidden) - first_only]
+        parts = zip(hidden.split(sizes), mask.split(sizes), memory_index.split(sizes), (True, False), strict=True)
+        itm, others = (
+            self.run_layer(last, states, attended, self.memory_of(last, memory, index), first_only=of_itm)
+            for states, attended, index, of_itm in parts
+        )
+        return itm, others
+
+    def memory_of(self, i: int, memory: list[KeyValue] | None, index: Tensor | None) -> KeyValue | None:
+        """What layer i attends to besides the text, a row for each of `index` [R]; None in the text layers."""
+        if i < self.config.fusion_layer:
+            return None
+        key, value = memory[i - self.config.fusion_layer]
+        return (key, value) if index is None else (select_rows(key, index), select_rows(value, index))
+
+    def run_layer(self, i: int, *arguments: Any, first_only: bool = False) -> Tensor:
+        """Layer i; its activations are recomputed in the backward pass with `grad_checkpointing`."""
+        layer = self.encoder.layer[i]
+        if self.grad_checkpointing and self.training:
+            return checkpoint(layer, *arguments, first_only=first_only, use_reentrant=False)
+        return layer(*arguments, first_only=first_only)
+
+
+def select_rows(states: Tensor, index: Tensor) -> Tensor:
+    """Keys or values of some memories: [B, H, S, d], index [R] -> [R, H, S, d].
+
+    Rows are copied as they are in memory, [S, H, d]: the backward pass adds up complete rows, which is four times as
+    fast as in the order of the shape.
+    """
+    return states.transpose(1, 2).index_select(0, index).transpose(1, 2)
 
 
 class PredictionTransform(nn.Module):

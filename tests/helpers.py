@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import create_model
 from tests.reference import load_reference
+from utils.checkpoint_shards import all_states
 
 # ---- files ----
 
@@ -60,7 +61,7 @@ def state_of_run(path):
     tensors = dict(content['model'])
     for number, state in content['optimizer']['state'].items():
         tensors |= {f'optimizer.{number}.{name}': value for name, value in state.items()}
-    for rank, state in enumerate(content['ranks']):
+    for rank, state in enumerate(all_states(path, content)):
         tensors |= {f'rank {rank} order': state['plan']['order'], f'rank {rank} rng': state['rng']['torch']}
     return tensors
 

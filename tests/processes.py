@@ -2,8 +2,10 @@
 own.
 """
 
+import importlib
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -64,6 +66,12 @@ def group_environment(rank, world_size, port):
     }
 
 
+def _import_once(world_size):
+    """Import here, for all forked processes, what DDP imports late and takes seconds."""
+    if world_size > 1:
+        importlib.import_module('torch._dynamo')
+
+
 def _child(main, argv, rank, world_size, port, fault, log):
     sys.stdout = sys.stderr = open(f'{log}.{rank}', 'a', buffering=1)
     torch.set_num_threads(1)
@@ -80,6 +88,7 @@ def run(main, argv, log, world_size=1, fault=None, seconds=120):
     fault: a DieAt that rank 0 installs. When one process ends badly the others are killed, as a launcher does.
     log: the processes' output goes to `log.RANK`.
     """
+    _import_once(world_size)
     context = multiprocessing.get_context('fork')
     port = free_port()
     children = [
@@ -129,6 +138,17 @@ class SignalAt:
         setattr(self.owner, self.name, signaling)
 
 
+class SmallFiles:
+    """No file of the process may grow beyond some bytes, as on a disk without room."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def install(self):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+
+
 class SignalAfter:
     """Send a signal to the process some seconds after its start."""
 
@@ -160,6 +180,7 @@ def run_script(script, argv, folder, world_size=1, seconds=120, faults=None, sto
     Modules that the test has imported are not imported again. folder: for the outputs. faults: {rank: a fault to
     install, such as `SignalAt`}. stopped: a rank that is killed when the others have ended.
     """
+    _import_once(world_size)
     context = multiprocessing.get_context('fork')
     port, children, outputs = free_port(), [], []
     for rank in range(world_size):

@@ -1,8 +1,6 @@
-"""Checkpoints: a file is the complete run, written atomically, and found again after any crash."""
+"""Checkpoints: a file, inside an epoch with its shards, is the complete run, and is found again after any crash."""
 
 import os
-import re
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,20 +11,25 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.checkpoint_checks import refuse_diverged, refuse_other_identity, refuse_other_runs, refuse_other_shapes
+from utils.checkpoint_files import BEST_FILE, STEP_FILE, epoch_file, open_run, run_files, write_checkpoint
+from utils.checkpoint_shards import (
+    Save,
+    all_states,
+    processes_of,
+    remove_old_shards,
+    shard_fault,
+    shard_files,
+    state_of,
+    sync_folder,
+)
 from utils.config_differences import differences
-from utils.config_keys import KEYS
 from utils.errors import InputError
-from utils.files import archive_fault, atomic_write, temporary_name
+from utils.files import archive_fault
 from utils.finite import not_finite
 from utils.log import print_rank0, write_log
 from utils.seeding import rng_state, seed_everything, set_rng_state
 from utils.setup import unwrap
-
-STEP_FILE = 'checkpoint_step.pth'
-BEST_FILE = 'checkpoint_best.pth'
-EPOCH_FILE = re.compile(r'checkpoint_(\d{2}|[1-9]\d{2,})\.pth')
-SHAPING = {name for name, key in KEYS.items() if key.shapes_model}
-CONTENT = {'model', 'optimizer', 'config', 'position', 'task', 'best', 'records', 'started', 'ranks'}
 
 
 @dataclass
@@ -67,81 +70,54 @@ class RunParts:
 
 
 def save_run(path: str | os.PathLike, parts: RunParts, status: Status, best: bool = False) -> None:
-    """Write the checkpoint of a run that is at (status.epoch, status.step). A collective; rank 0 writes.
+    """Write the checkpoint of a run that is at (status.epoch, status.step). A collective; all ranks fail alike.
 
-    The states of the random generators are added. best: write checkpoint_best.pth, too. `epoch` in the file is the
-    epoch last trained on, complete or not, as officially. InputError if weights are not finite.
+    The states of the random generators are added. Rank 0 writes; inside an epoch the other ranks write their own state
+    into shards beside the file, which hold GRIT's queues. best: write checkpoint_best.pth, too. `epoch` in the file is
+    the epoch last trained on, complete or not, as officially. InputError if weights are not finite.
     """
     model = unwrap(parts.model).state_dict()
-    refuse_diverged(model, parts.optimizer, status)
+    inside = f'epoch {status.epoch}, step {status.step}'
+    refuse_diverged(model, parts.optimizer, inside if status.step else f'the end of epoch {status.epoch - 1}')
     own = {'rng': rng_state()} | {name: part.state_dict() for name, part in parts.state.items()}
-    states = distributed.gather_objects(own)
-    if distributed.is_main():
-        content = {
-            'model': model,
-            'optimizer': parts.optimizer.state_dict(),
-            'lr_scheduler': dict(parts.config['schedular']),
-            'config': parts.config,
-            'epoch': status.epoch if status.step else status.epoch - 1,
-            'position': [status.epoch, status.step],
-            'task': parts.task,
-            'identity': dict(parts.identity),
-            'tokenizer': dict(parts.tokenizer),
-            'best': status.best,
-            'records': status.records,
-            'started': status.started,
-            'ranks': states,
-        }
-        write_checkpoint(path, content, best)
-    distributed.barrier()
+    save = None
+    if status.step and distributed.world_size() > 1:
+        save = Save.begin(path, (status.epoch, status.step), status.started)
+        save.write_shards(own)
+        shared = {'ranks': [own], 'shards': save.entry()}
+    else:
+        shared = {'ranks': distributed.gather_objects(own)}
 
-
-def refuse_diverged(model: Mapping[str, Any], optimizer: torch.optim.Optimizer, status: Status) -> None:
-    """InputError if weights or the optimizer's state are not finite; every rank has the same."""
-    moments = {
-        f'optimizer state {number}.{name}': value
-        for number, state in enumerate(optimizer.state.values())
-        for name, value in state.items()
-    }
-    faults = not_finite(dict(model)) or not_finite(moments)
-    if faults:
-        place = f'epoch {status.epoch}, step {status.step}' if status.step else f'the end of epoch {status.epoch - 1}'
-        raise InputError(
-            f'{faults[0]} and {len(faults) - 1} others are not finite at {place}: the training diverged. They were not '
-            'saved; --resume continues from the checkpoint before, with a lower optimizer.lr or clip_grad_norm'
-        )
-
-
-def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any], best: bool = False) -> None:
-    """Write a checkpoint atomically, flushed to the disk.
-
-    best: checkpoint_best.pth becomes the same file first, so that a crash between the two cannot leave an older best.
-    """
-    with atomic_write(path, 'wb', sync=True) as file:
+    def write() -> None:
+        content = _content(model, parts, status) | shared
         try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's own, about the archive, while it handles the error of the disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
+            write_checkpoint(path, content, best)
+        except Exception:
+            if save:
+                save.discard()
             raise
-        if best:
-            file.flush()
-            os.fsync(file.fileno())
-            _link(Path(file.name), Path(path).with_name(BEST_FILE))
+        if status.step:
+            remove_old_shards(Path(path).parent, status.started)
+
+    distributed.main_first(write)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, replacing the file that has it."""
-    twin = temporary_name(target)
-    try:
-        try:
-            os.link(source, twin)
-        except OSError:  # a file system without links
-            shutil.copyfile(source, twin)
-        os.replace(twin, target)
-    except BaseException:
-        twin.unlink(missing_ok=True)
-        raise
+def _content(model: Mapping[str, Any], parts: RunParts, status: Status) -> dict[str, Any]:
+    """What a checkpoint holds besides the states of the ranks."""
+    return {
+        'model': model,
+        'optimizer': parts.optimizer.state_dict(),
+        'lr_scheduler': dict(parts.config['schedular']),
+        'config': parts.config,
+        'epoch': status.epoch if status.step else status.epoch - 1,
+        'position': [status.epoch, status.step],
+        'task': parts.task,
+        'identity': dict(parts.identity),
+        'tokenizer': dict(parts.tokenizer),
+        'best': status.best,
+        'records': status.records,
+        'started': status.started,
+    }
 
 
 def complete_epoch(
@@ -163,15 +139,17 @@ def complete_epoch(
 def prune_checkpoints(folder: str | os.PathLike, status: Status, keep: int | None) -> None:
     """Delete the checkpoint inside a completed epoch, and all but the `keep` newest epochs' (None: keep all) (rank 0).
 
-    Only files of this run: of the epochs that it recorded. Called after an epoch, and when a run begins again, for it
-    may have been killed in between.
+    Only files of this run: of the epochs that it recorded, and shards that no checkpoint names. Called after an epoch,
+    and when a run begins again, for it may have been killed in between.
     """
     if not distributed.is_main():
         return
     path, position = Path(folder, STEP_FILE), [status.epoch, status.step]
     step = open_run(path)
     if step is not None and step['started'] == status.started and step['position'] < position:
+        sync_folder(folder)  # the checkpoint that took its place
         path.unlink()
+    remove_old_shards(folder, status.started)
     epochs = [record['epoch'] for record in status.records]
     for epoch in epochs[:-keep] if keep else []:
         epoch_file(folder, epoch).unlink(missing_ok=True)
@@ -180,40 +158,11 @@ def prune_checkpoints(folder: str | os.PathLike, status: Status, keep: int | Non
 # ---- finding ----
 
 
-def epoch_file(folder: str | os.PathLike, epoch: int) -> Path:
-    """The path of the checkpoint after an epoch."""
-    return Path(folder, f'checkpoint_{epoch:02d}.pth')
-
-
-def epoch_files(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints after an epoch that are in a folder, in the order of the epochs."""
-    paths = Path(folder).iterdir() if os.path.isdir(folder) else []
-    found = [(int(match[1]), path) for path in paths if (match := EPOCH_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def run_files(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints in a folder that a run can be resumed from, never checkpoint_best.pth."""
-    step = Path(folder, STEP_FILE)
-    return [*epoch_files(folder), *([step] if step.exists() else [])]
-
-
-def open_run(path: str | os.PathLike, task: str | None = None) -> dict[str, Any] | None:
-    """A checkpoint's content if a script (that of `task`) wrote it, else None. Tensors are read on first use."""
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception:  # a damaged copy, or a file of another program
-        return None
-    if not isinstance(content, dict) or not CONTENT <= content.keys():
-        return None
-    return content if task in (None, content['task']) else None
-
-
 def refuse_earlier_run(folder: str) -> None:
     """InputError if a new run would overwrite the checkpoints of an earlier one (a collective)."""
 
     def refuse() -> None:
-        found = [*run_files(folder), *filter(Path.exists, [Path(folder, BEST_FILE)])]
+        found = [*shard_files(folder), *run_files(folder), *filter(Path.exists, [Path(folder, BEST_FILE)])]
         if found:
             raise InputError(
                 f'--output_dir {folder} holds {found[-1].name} of an earlier run; --resume continues it, and a new run '
@@ -239,7 +188,7 @@ def find_run(folder: str, task: str, checkpoint: str = '', elastic: bool = False
                 unusable.append(f'{path}: damaged, or not a checkpoint of a run')
             else:
                 opened.append((path, content))
-        _refuse_others(task, opened)
+        refuse_other_runs(task, opened)
         opened.sort(key=lambda pair: pair[1]['position'], reverse=True)
         found = None
         for path, content in opened:
@@ -267,27 +216,15 @@ def find_run(folder: str, task: str, checkpoint: str = '', elastic: bool = False
 
 def _fault(path: str | os.PathLike, content: Mapping[str, Any], elastic: bool) -> str | None:
     """Why a run cannot be resumed from a checkpoint, None if it can."""
-    processes = len(content['ranks'])
+    processes = processes_of(content)
     if elastic and content['position'][1] and processes != distributed.world_size():
         return f'it is inside an epoch, of {processes} process(es), and --elastic continues from the end of one'
     if fault := archive_fault(path):
         return f'damaged, {fault}'
+    if fault := shard_fault(path, content):
+        return fault
     broken = not_finite(content['model'])
     return f'{len(broken)} of its weights are not finite, such as {broken[0]}' if broken else None
-
-
-def _refuse_others(task: str, opened: list[tuple[Path, dict[str, Any]]]) -> None:
-    """InputError if one of the checkpoints is another task's, or they are of several runs."""
-    for path, content in opened:
-        if content['task'] != task:
-            raise InputError(
-                f'{path} is a checkpoint of {content["task"]}, not of {task}; give the --output_dir of this run'
-            )
-        first, other = opened[0]
-        if content['started'] != other['started']:
-            raise InputError(
-                f'{first} and {path.name} are of two different runs; move the checkpoints of one of them away'
-            )
 
 
 # ---- resuming ----
@@ -302,15 +239,15 @@ def resume_run(path: str, parts: RunParts, force: bool = False, elastic: bool = 
     content = open_run(path, parts.task)
     if content is None:
         raise InputError(f'{path}: not a complete checkpoint of this script')
-    processes = len(content['ranks'])
+    processes = processes_of(content)
     if processes != distributed.world_size() and not (elastic and content['position'][1] == 0):
         raise InputError(
             f'{path} was written by {processes} process(es), and there are {distributed.world_size()} now; start as '
             'many, or continue from the end of the last complete epoch with --elastic'
         )
     changed = differences(content['config'], parts.config)
-    _refuse_other_identity(path, content.get('identity', {}), parts.identity, force)
-    _refuse_other_shapes(path, content['model'], unwrap(parts.model).state_dict(), changed)
+    refuse_other_identity(path, content.get('identity', {}), parts.identity, force)
+    refuse_other_shapes(path, content['model'], unwrap(parts.model).state_dict(), changed)
     for line in changed.values():
         print_rank0(f'--resume: {line}')
     unwrap(parts.model).load_state_dict(content['model'])
@@ -323,42 +260,12 @@ def resume_run(path: str, parts: RunParts, force: bool = False, elastic: bool = 
         ) from None
     epoch, step = content['position']
     if processes == distributed.world_size():
-        _load_own_states(path, content['ranks'][distributed.rank()], parts.state)
+        _load_own_states(path, state_of(path, content, distributed.rank()), parts.state)
     else:
         _redistribute(path, content, parts)
         seed_everything(int(parts.identity.get('seed', 0)) + 1000 * epoch)
     print_rank0(f'resumed from {path} at epoch {epoch}, step {step}')
     return Status(epoch, step, content['best'], content['records'], content['started'])
-
-
-def _refuse_other_identity(path: str, before: Mapping[str, str], now: Mapping[str, str], force: bool) -> None:
-    lines = [
-        f'{name} was {before[name]} and is now {now.get(name)}' for name in before if before[name] != now.get(name)
-    ]
-    if lines and not force:
-        raise InputError(
-            f'{path} is of a run with other input: {"; ".join(lines)}; give the same as before, or --force to continue '
-            'with what is given now'
-        )
-    for line in lines:
-        print_rank0(f'--force: {line}')
-
-
-def _refuse_other_shapes(
-    path: str, before: Mapping[str, Any], now: Mapping[str, Any], changed: Mapping[str, str]
-) -> None:
-    """InputError if weights are missing, superfluous, or of another shape, with the settings that may be the cause."""
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (before, now)]
-    names = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
-    if names:
-        one, two = (shape.get(names[0], 'absent') for shape in shapes)
-        causes = [line for name, line in changed.items() if name.split('.')[0] in SHAPING]
-        raise InputError(
-            f'{path} does not fit this model: {names[0]} was {one} and is now {two}, and {len(names) - 1} others differ'
-            + ''.join(f'; {line}' for line in causes)
-            + '; resume with the settings of the config.yaml beside it, or start a new run from its weights with '
-            '--checkpoint and another --output_dir'
-        )
 
 
 def _load_own_states(path: str, own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -376,7 +283,7 @@ def _redistribute(path: str, content: Mapping[str, Any], parts: RunParts) -> Non
     A part of the state has `redistribute(states of all ranks)` if its states differ between ranks then.
     """
     for name, part in parts.state.items():
-        states = [own[name] for own in content['ranks'] if name in own]
+        states = [own[name] for own in all_states(path, content) if name in own]
         if not states:
             print_rank0(f'--resume: {path} has no state of {name}, which starts anew')
         elif hasattr(part, 'redistribute'):
@@ -384,7 +291,7 @@ def _redistribute(path: str, content: Mapping[str, Any], parts: RunParts) -> Non
         else:
             part.load_state_dict(states[0])
     print_rank0(
-        f'--elastic: {len(content["ranks"])} processes before, {distributed.world_size()} now. The order of epoch '
+        f'--elastic: {processes_of(content)} processes before, {distributed.world_size()} now. The order of epoch '
         f'{content["position"][0]} is dealt anew, random numbers differ from here on; a step has batch_size examples '
         'of each process, at the same learning rate'
     )

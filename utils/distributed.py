@@ -322,3 +322,13 @@ def main_first(function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+def failures(function: Callable[[], object]) -> list[Exception]:
+    """Run a function on every rank -> the errors of those on which it failed, in rank order, on every rank."""
+    error = None
+    try:
+        function()
+    except Exception as caught:
+        error = caught
+    return [error for error in all_gather_objects(error) if error is not None]

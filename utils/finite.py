@@ -32,12 +32,9 @@ def backward(loss: Tensor, parameters: Iterable[nn.Parameter], max_norm: float |
 
 
 def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Take the optimizer's step if `finite` [] bool holds. A fused optimizer decides on its device."""
-    if optimizer.param_groups[0].get('fused'):
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
-        optimizer.step()
-    elif finite:
-        optimizer.step()
+    """Take the step of a fused optimizer, which decides on its device, if `finite` [] bool holds."""
+    optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+    optimizer.step()
 
 
 class StepResults:

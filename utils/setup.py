@@ -3,9 +3,12 @@
 import argparse
 import functools
 import os
+import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +19,14 @@ from utils import distributed
 from utils.config import apply_overrides, resolve
 from utils.config_files import find_file, read_yaml
 from utils.errors import InputError, MissingFileError
-from utils.files import WEIGHTS_FILE
+from utils.files import WEIGHTS_FILE, temporary_name
 from utils.interrupts import handle_signals
 from utils.log import append_log, print_rank0
 from utils.ownership import own_folder, release_folder
 from utils.reporting import require_package
 from utils.seeding import seed_everything
+
+PATIENCE = 10.0  # seconds until all machines must see a new file in a shared folder
 
 
 def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
@@ -60,6 +65,8 @@ def start(task: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.de
     if device.type == 'cuda':  # the default of torch 1.8, with which the official results were made on A100s
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     distributed.main_first(functools.partial(make_folder, args.output_dir))
+    if not args.evaluate:
+        require_shared_folder(args.output_dir)
     fallback = ', no GPU was found' if args.device.startswith('cuda') and device.type == 'cpu' else ''
     processes = f'{distributed.world_size()} process(es) on {device.type}{fallback}'
     print_rank0(f'{task}: {processes}, {config["precision"]}, output in {args.output_dir}')
@@ -81,6 +88,35 @@ def make_folder(folder: str) -> None:
         ) from None
 
 
+def require_shared_folder(folder: str) -> None:
+    """InputError if some process does not see the output folder of rank 0, in which all write checkpoints.
+
+    A collective. Rank 0 leaves a file of a new name, which no machine's cache can know; the others look for it at once,
+    and for some seconds more, as a network file system may be slow.
+    """
+    if not distributed.is_initialized():
+        return
+
+    def leave_mark() -> Path:
+        mark = temporary_name(Path(folder, 'shared'))  # if it stays, the next run removes it
+        mark.touch()
+        return mark
+
+    mark = distributed.main_first(leave_mark)
+    deadline = time.monotonic() + PATIENCE
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    hosts = distributed.all_gather_objects(None if mark.exists() else socket.gethostname())
+    if distributed.is_main():
+        mark.unlink(missing_ok=True)
+    blind = [f'rank {rank} on {host}' for rank, host in enumerate(hosts) if host is not None]
+    if blind:
+        raise InputError(
+            f'--output_dir {folder}: {blind[0]} and {len(blind) - 1} other processes do not see the folder that rank 0 '
+            'uses; give a folder that all machines share, by its absolute path'
+        )
+
+
 def finish_evaluation(args: argparse.Namespace, record: Mapping[str, Any]) -> None:
     """End a run of --evaluate: append the checkpoint and its metrics to log.txt."""
     append_log(args.output_dir, {'checkpoint': args.checkpoint} | dict(record))
@@ -96,13 +132,38 @@ def to_device(model: nn.Module, device: torch.device, config: Mapping[str, Any])
             distributed.broadcast(buffer)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # newer torch has another name for broadcast_buffers
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == 'cuda' else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
+        fix_buckets(wrapped)
+        return wrapped
     return model
+
+
+def fix_buckets(wrapped: DistributedDataParallel) -> None:
+    """Make the buckets of the gradients the same in every step of every run of this model.
+
+    DDP arranges its buckets anew, once, before the second forward pass, in the order in which gradients were ready in
+    the first backward pass. More than two numbers are added in an order that depends on their place in the bucket
+    (ring all-reduce), so the first step of a resumed run would differ from the same step of an uninterrupted one in the
+    last bits. This is the first backward pass: through the sum of all trainable parameters, with the gradient zero, in
+    the reverse order of registration. Weights, gradients and random generators stay as they are.
+    """
+    module = wrapped.module
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
+    module.forward = lambda start: sum((parameter.sum() for parameter in trained), start)
+    try:
+        with torch.enable_grad():
+            total = wrapped(torch.zeros((), device=trained[0].device))  # on a GPU, DDP needs an argument
+            total.backward(torch.zeros_like(total))
+    finally:
+        del module.forward  # the method of the class is visible again
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import torch
 
-from utils.checkpoint import find_run, open_run
+from utils.checkpoint import find_run
+from utils.checkpoint_files import open_run
+from utils.checkpoint_shards import all_states
 from utils.errors import InputError, MissingFileError
 
 READER = """
@@ -32,7 +34,7 @@ def saved_order(folder: str) -> torch.Tensor:
     """
     newest = find_run(folder, 'pretrain')
     if newest:
-        plans = [rank['plan'] for rank in open_run(newest, 'pretrain')['ranks']]
+        plans = [rank['plan'] for rank in all_states(newest, open_run(newest, 'pretrain'))]
         return torch.cat([plan['order'] for plan in plans] + [plan['left_out'] for plan in plans])
     path = os.path.join(folder, 'total_indices.mat')
     if os.path.isfile(path):

@@ -143,8 +143,8 @@ def test_randaugment_draws_operations_signs_and_whether_to_apply(monkeypatch):
 class TorchDraws:
     """torch's generator with the interface of numpy's, so that torchvision and `draw_crop` draw the same numbers."""
 
-    def uniform(self, low, high):
-        return torch.empty(1).uniform_(low, high).item()
+    def random(self, count):
+        return np.array([torch.empty(1).uniform_(0, 1).item() for _ in range(count)])
 
     def integers(self, high):
         return torch.randint(0, high, (1,)).item()

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model, losses
+from models.xbert import BertConfig, create_bert
 from tests.helpers import Waits, check_gradients, reference_model, tensor, text, without_dropout
 from tests.reference import load_json, load_reference
 
@@ -35,6 +36,30 @@ def test_losses_features_and_gradients_are_the_official_ones(tiny_tokenizer, che
         torch.testing.assert_close(out[name], tensor(reference[name]), atol=1e-5, rtol=1e-5)
     sum(out[name] for name in LOSSES).backward()
     check_gradients(model, reference)
+
+
+def test_tokens_that_itm_does_not_read_are_not_computed():
+    """`fuse` gives the first tokens of ITM's rows and all tokens of the others, and their gradients, as `forward`."""
+    torch.manual_seed(0)
+    sizes = {'hidden_size': 16, 'num_hidden_layers': 4, 'num_attention_heads': 2, 'intermediate_size': 32}
+    bert = create_bert(BertConfig(**sizes, fusion_layer=2, encoder_width=16, hidden_dropout_prob=0.0)).eval()
+    hidden, states = torch.randn(5, 7, 16, requires_grad=True), torch.randn(3, 4, 16, requires_grad=True)
+    mask, index = torch.arange(7) < torch.tensor([[7], [3], [5], [7], [2]]), torch.tensor([0, 2, 2, 1, 0])
+
+    def gradients(outputs):
+        weights = [torch.linspace(-1, 1, out.numel()).view(out.shape) for out in outputs]
+        total = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
+        inputs = [hidden, states, *bert.encoder.layer[2:].parameters()]
+        return torch.autograd.grad(total, inputs)
+
+    with FlopCounterMode(display=False) as counter:
+        itm, others = bert.fuse(hidden, mask, bert.project(states), index, first_only=3)
+    with FlopCounterMode(display=False) as complete:
+        fused = bert(hidden=hidden, attention_mask=mask, memory=bert.project(states), memory_index=index, mode='fusion')
+    torch.testing.assert_close([itm, others], [fused[:3, :1], fused[3:]])
+    torch.testing.assert_close(gradients([itm, others]), gradients([fused[:3, :1], fused[3:]]))
+    saved = 3 * 6 * 2 * (4 * 16 * 16 + 2 * 16 * 32)  # of three rows six tokens: Q and output twice, feed-forward
+    assert complete.get_total_flops() - counter.get_total_flops() >= saved
 
 
 def test_bf16_keeps_similarities_and_losses_in_float32(tiny_tokenizer):

@@ -3,16 +3,14 @@
 import importlib
 import json
 import os
-import resource
 import shutil
-import signal
 
 import pytest
 import torch
 
 import utils.checkpoint
 from tests.helpers import differing, read_log, read_pth, read_rows, weights, write_rows
-from tests.processes import KILLED, DieAt, run, run_script
+from tests.processes import KILLED, DieAt, SmallFiles, run, run_script
 from tests.tiny import SCRIPTS, arguments
 from utils.errors import InputError
 
@@ -284,20 +282,12 @@ def test_changed_settings_are_printed_by_their_full_name(shapes, copy_of, capsys
 # ---- a full disk ----
 
 
-class SmallFiles:
-    """No file of the process may grow beyond some bytes, as on a disk without room."""
-
-    def install(self):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_a_full_disk_leaves_the_earlier_files_and_one_line(shapes, copy_of, tmp_path):
     folder = copy_of('pretrain')
     before = content_of(folder)
     assert len(before['checkpoint_00.pth']) > 100_000
     argv = arguments('pretrain', shapes, folder, *one_epoch('pretrain'), 'train_epochs=2', flags=['--resume'])
-    [(code, _, err)] = run_script('Pretrain.py', argv, tmp_path, faults={0: SmallFiles()})
+    [(code, _, err)] = run_script('Pretrain.py', argv, tmp_path, faults={0: SmallFiles(100_000)})
     assert code == 2
     assert err == f'error: {folder}/checkpoint_01.pth: File too large: make room and start again with --resume\n'
     after = content_of(folder)

@@ -2,16 +2,19 @@
 
 import importlib
 import logging
+import re
 import signal
 import textwrap
 
 import pytest
 import torch
 
+from dataset.grit.warmstart import saved_order
 from tests.helpers import differing, examples_of, read_log, read_pth, state_of_run
-from tests.processes import DieAt, SignalAfter, SignalAt, check_run, free_port, run_python, run_script
+from tests.processes import DieAt, SignalAfter, SignalAt, SmallFiles, check_run, free_port, run_python, run_script
 from tests.tiny import SCRIPTS, arguments
 from utils import launch
+from utils.checkpoint_shards import shard_files
 from utils.errors import InputError
 
 MAINS = {task: importlib.import_module(name).main for task, name in SCRIPTS.items()}
@@ -66,10 +69,12 @@ def test_a_checkpoint_inside_an_epoch_needs_its_number_of_processes(shapes, tmp_
     argv = arguments('pretrain', shapes, folder, flags=['--resume'])
     run_script('Pretrain.py', argv, tmp_path, 2, faults={0: fault})
     assert (folder / 'checkpoint_step.pth').exists()
+    assert sorted(saved_order(folder).tolist()) == list(range(62))  # of both processes, in the file and in its shard
     with pytest.raises(InputError, match='written by 2 process.*there are 1 now.*--elastic'):
         MAINS['pretrain'](argv)
     MAINS['pretrain']([*argv, '--elastic'])
     assert [record['epoch'] for record in read_log(folder)] == [0, 1]
+    assert not (folder / 'checkpoint_step.pth').exists() and shard_files(folder) == []
 
 
 def test_elastic_does_not_start_anew_without_a_complete_epoch(shapes, tmp_path):
@@ -79,6 +84,24 @@ def test_elastic_does_not_start_anew_without_a_complete_epoch(shapes, tmp_path):
     run_script('Pretrain.py', argv, tmp_path, 2, faults={0: fault})
     with pytest.raises(InputError, match='inside an epoch, of 2 process.*--elastic continues from the end of one'):
         MAINS['pretrain'](argv)
+
+
+# ---- a full disk ----
+
+
+@pytest.mark.parametrize(
+    'rank, bytes_left, name', [(0, 100_000, r'step\.pth'), (1, 10_000, r'step\.e0s4\..*\.rank1\.pth')]
+)
+def test_a_full_disk_of_one_process_ends_all_with_one_line(shapes, tmp_path, rank, bytes_left, name):
+    folder = tmp_path / 'run'
+    argv = arguments('pretrain', shapes, folder, 'save_every=4')
+    outcomes = run_script('Pretrain.py', argv, tmp_path, 2, faults={rank: SmallFiles(bytes_left)})
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    printed = ''.join(err for _, _, err in outcomes)
+    assert re.fullmatch(
+        rf'error: {folder}/checkpoint_{name}: File too large: make room and start .*--resume\n', printed
+    )
+    assert not list(folder.glob('*.pth')) and not list(folder.glob('.*.tmp'))
 
 
 # ---- restarts, stopped and dead processes ----

@@ -13,6 +13,7 @@ import utils.checkpoint
 from tests.helpers import differing, read_log, read_pth, state_of_run, weights
 from tests.processes import KILLED, DieAt, check_run, run, tail
 from tests.tiny import arguments
+from utils.checkpoint_shards import shard_files
 
 SETTINGS = ('train_epochs=3', 'save_every=4', 'itm_negatives=auto', 'itm_target_accuracy=0.67')
 STEPS = {1: 15, 2: 7}  # an epoch of 62 pairs in batches of 4
@@ -86,6 +87,23 @@ def test_killed_and_resumed_equals_uninterrupted(shapes, tmp_path, uninterrupted
     states = (state_of_run(some / 'checkpoint_02.pth') for some in (folder, uninterrupted[processes]))
     assert differing(*states) == []
     assert results_of(folder) == results_of(uninterrupted[processes])
+
+
+@pytest.mark.slow
+def test_three_processes_killed_in_the_middle_of_a_save_and_resumed(shapes, tmp_path):
+    """More than two numbers are added in an order that must not depend on when a run began. The first process dies
+    between the shards of its second save and the main file, which then has the shards of the first.
+    """
+    settings = ('train_epochs=1', 'save_every=2', 'itm_negatives=auto')
+    whole, folder, log = tmp_path / 'whole', tmp_path / 'run', tmp_path / 'log'
+    check_run(Pretrain.main, arguments('pretrain', shapes, whole, *settings), log, 3)
+    argv = arguments('pretrain', shapes, folder, *settings, flags=['--resume'])
+    assert run(Pretrain.main, argv, log, 3, DieAt(utils.checkpoint, 'write_checkpoint', 2))[0] == KILLED
+    assert read_pth(folder / 'checkpoint_step.pth')['position'] == [0, 2] and len(shard_files(folder)) == 4
+    check_run(Pretrain.main, argv, log, 3)
+    assert 'checkpoint_step.pth at epoch 0, step 2' in (tmp_path / 'log.0').read_text()
+    assert differing(*(state_of_run(some / 'checkpoint_00.pth') for some in (folder, whole))) == []
+    assert results_of(folder) == results_of(whole)
 
 
 @pytest.mark.slow
