@@ -59,8 +59,8 @@ def read_config(name: str) -> dict[str, Any]:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, whose first column is words and whose others are numbers."""
-    lines = [heads, ['---', *['---:'] * (len(heads) - 1)], *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+    lines = ['| ' + ' | '.join(map(str, line)) + ' |' for line in (heads, *rows)]
+    return '\n'.join([lines[0], '|---|' + '---:|' * (len(heads) - 1), *lines[1:]])
 
 
 # ---- the largest batch ----
@@ -175,7 +175,6 @@ class Growth(NamedTuple):
     epoch_file: float  # a checkpoint between two epochs, with the orders of all ranks
     step_file: float  # one inside an epoch, with the state of the first rank
     shard: float  # the state of another rank beside it
-    across_ranks: float  # held for a moment with --mini_batch_shuffle_across_gpu
 
     @classmethod
     def of(cls, weights: Weights, config: Mapping[str, Any], pairs: int, processes: int) -> 'Growth':
@@ -184,7 +183,7 @@ class Growth(NamedTuple):
         order = INTEGER * pairs / processes
         queue = 2 * FLOAT * config['embed_dim'] * min(config['queue_size'], pairs / processes)
         shard = 2 * order + queue  # this epoch's order, the next one's so far, and the queue just before it is full
-        return cls(order, queue, saved + order * processes, saved + shard, shard, 3 * order * processes)
+        return cls(order, queue, saved + order * processes, saved + shard, shard)
 
 
 def growth_table() -> str:
@@ -192,7 +191,7 @@ def growth_table() -> str:
     config = read_config('pre-training')
     weights = FakeStep('pretrain', config).weights
     heads = ['pairs, processes', 'steps', 'queues of a rank', 'TFLOP of grouping', 'MB of order', 'MB of queue']
-    heads += ['epoch file, GB', 'step file, GB', 'a shard, MB', 'all shards, GB', 'GB, batches shuffled across ranks']
+    heads += ['epoch file, GB', 'step file, GB', 'a shard, MB', 'all shards, GB']
     rows = []
     for pairs, processes in SIZES:
         growth = Growth.of(weights, config, pairs, processes)
@@ -201,8 +200,7 @@ def growth_table() -> str:
         row += [f'{shard / config["queue_size"]:.1f}', f'{grouping_flops(config) * shard / 1e12:.2f}']
         row += [f'{size / 1e6:.1f}' for size in (growth.order, growth.queue)]
         row += [f'{size / GB:.2f}' for size in (growth.epoch_file, growth.step_file)]
-        row += [f'{growth.shard / 1e6:.0f}', f'{growth.shard * (processes - 1) / GB:.2f}']
-        rows.append([*row, f'{growth.across_ranks / GB:.2f}'])
+        rows.append([*row, f'{growth.shard / 1e6:.0f}', f'{growth.shard * (processes - 1) / GB:.2f}'])
     return table(heads, rows)
 
 

@@ -119,7 +119,10 @@ def products_of(config):
     cross_attention = tokens * 2 * d * d + 2 * tokens * p * d
     shared = vit + 2 * b * text_layer + b * p * 2 * d * d + 2 * b * d * e + masked * (d * d + d * v)
     one_fusion = b * (text_layer + cross_attention)
-    return shared + 4 * one_fusion + 3 * b * d * 2, shared + one_fusion
+    only_cls = b * (
+        tokens * 2 * d * d + 2 * tokens * d + 2 * p * d + 4 * d * d + 2 * d * i
+    )  # keys, values of all tokens
+    return shared + one_fusion + 3 * only_cls + 3 * b * d * 2, shared + one_fusion
 
 
 def test_flops_of_pretraining_are_those_of_the_matrix_products(monkeypatch):
