@@ -39,6 +39,9 @@ class ImageCache:
 
 
 def create_cache(config: Mapping[str, Any], images: int) -> ImageCache | None:
-    """A cache for a dataset of at most so many images, or None if they would need more than `image_cache_mb`."""
-    bytes_needed = images * 3 * config['image_res'] ** 2
+    """A cache for a dataset of at most so many images, or None if they do not fit into `image_cache_mb`.
+
+    Each loader process may come to hold all of them, so their caches share that size.
+    """
+    bytes_needed = images * 3 * config['image_res'] ** 2 * max(1, config['num_workers'])
     return ImageCache() if bytes_needed <= config['image_cache_mb'] * MIB else None

@@ -84,5 +84,5 @@ def classify(
     """Logits of (false, true): images [2B, 3, R, R], text [B, L] -> [B, 2], in float32."""
     image_embeds = visual_encoder(images)  # [2B, P, Dv]
     memory = project_pairs(text_encoder, image_embeds, lambda states: states.chunk(2))
-    hidden = text_encoder(text.input_ids, text.attention_mask, memory=memory)  # [B, L, D]
+    hidden = text_encoder(text.input_ids, text.attention_mask, memory=memory, first_only=True)  # [B, 1, D]
     return cls_head(hidden[:, 0]).float()

@@ -15,7 +15,7 @@ from models.inputs import SpecialTokens, TokenBatch
 from models.itm_negatives import ItmNegatives, of_epoch
 from models.momentum import QueueModel
 from models.vit import create_vit
-from models.xbert import BertConfig, BertModel, create_bert
+from models.xbert import BertConfig, BertModel, create_bert, require_fusion_layers
 
 TEMP_RANGE = (0.001, 0.5)
 
@@ -58,6 +58,7 @@ class PretrainModel(QueueModel):
         super().__init__()
         self.visual_encoder = create_vit(config['image_res'], config['vit'])
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
+        require_fusion_layers(self.bert_config, 'ITM and MLM read text and image together')
         self.text_encoder = create_bert(self.bert_config, head=True)
         width = self.bert_config.hidden_size
         self.vision_proj = nn.Linear(config['vision_width'], config['embed_dim'])
@@ -129,7 +130,7 @@ class PretrainModel(QueueModel):
             attention_mask=torch.cat([atts, atts[other_text], atts, mlm_atts]),
             memory=bert.project(image_embeds),
             memory_index=torch.cat([own, own, other_image, mlm_images]),
-            first_only=3 * batch,
+            itm_rows=3 * batch,
         )  # [3B, 1, D], [B or more, L, D]
 
         # ITM: one positive and two negatives per pair.

@@ -14,7 +14,7 @@ from models import losses
 from models.inputs import SpecialTokens, TokenBatch
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
-from models.xbert import BertConfig
+from models.xbert import BertConfig, select_rows
 from utils.errors import InputError
 
 FIRST, SECOND, NEITHER = range(3)
@@ -53,10 +53,10 @@ class TextAssignmentModel(nn.Module):
         first, second, labels = self.draw_assignment(weights)  # [B]
 
         def split(states: Tensor) -> tuple[Tensor, Tensor]:
-            return states.index_select(0, first), states.index_select(0, second)
+            return select_rows(states, first), select_rows(states, second)
 
         memory = project_pairs(self.text_encoder, image_embeds, split)
-        hidden = self.text_encoder(text.input_ids, text.attention_mask, memory=memory)  # [B, L, D]
+        hidden = self.text_encoder(text.input_ids, text.attention_mask, memory=memory, first_only=True)  # [B, 1, D]
         return F.cross_entropy(self.ta_head(hidden[:, 0]).float(), labels)
 
     @torch.no_grad()

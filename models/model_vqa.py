@@ -16,8 +16,7 @@ from models import answer_ranking
 from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import MomentumModel
 from models.vit import create_vit
-from models.xbert import BertConfig, create_bert
-from utils.errors import InputError
+from models.xbert import BertConfig, create_bert, require_fusion_layers
 
 
 class VQAModel(MomentumModel):
@@ -32,11 +31,10 @@ class VQAModel(MomentumModel):
     def __init__(self, config: Mapping[str, Any], tokenizer: SpecialTokens):
         super().__init__()
         self.bert_config = BertConfig.from_mapping(config['bert_config'])
-        if self.bert_config.fusion_layer == self.bert_config.num_hidden_layers:
-            raise InputError(
-                'bert_config: fusion_layer must be below num_hidden_layers: the answer decoder has as many layers as '
-                'the text encoder has from fusion_layer on'
-            )
+        require_fusion_layers(
+            self.bert_config,
+            'the answer decoder has as many layers as the text encoder has from fusion_layer on',
+        )
         self.pad = tokenizer.pad_token_id
         self.distill, self.momentum = config['distill'], config['momentum']
         self.rank_first_token_once = config['rank_first_token_once']

@@ -67,6 +67,12 @@ class BertConfig:
         return config
 
 
+def require_fusion_layers(config: BertConfig, reason: str) -> None:
+    """InputError unless some layers attend to a memory. reason: what needs them."""
+    if config.fusion_layer == config.num_hidden_layers:
+        raise InputError(f'bert_config: fusion_layer must be below num_hidden_layers: {reason}')
+
+
 class Embeddings(nn.Module):
     """Word + position + token type (always 0), normalized."""
 
@@ -279,24 +285,23 @@ class BertModel(nn.Module):
         attention_mask: Tensor,
         memory: list[KeyValue],
         memory_index: Tensor,
-        first_only: int,
+        itm_rows: int,
     ) -> tuple[Tensor, Tensor]:
-        """The fusion layers of R rows, of which ITM reads `first_only`, the first ones: only their first token.
+        """The fusion layers of R rows. ITM reads the first token of the first `itm_rows`, and no other token of them.
 
-        hidden: [R, L, D]. attention_mask: [R, L]. memory_index: [R]. See `forward`. The last layer computes no other
-        token of these rows. Returns [first_only, 1, D] and, of the other rows, [R - first_only, L, D].
+        hidden: [R, L, D]. attention_mask: [R, L]. memory_index: [R]. See `forward`. The last layer computes only what
+        is read. Returns [itm_rows, 1, D] and, of the other rows, [R - itm_rows, L, D].
         """
         last = self.config.num_hidden_layers - 1
         mask = attention_mask[:, None, None].bool()  # [R, 1, 1, L]
         for i in range(self.config.fusion_layer, last):
             hidden = self.run_layer(i, hidden, mask, self.memory_of(i, memory, memory_index))
-        sizes = [first_only, len(hidden) - first_only]
-        parts = zip(hidden.split(sizes), mask.split(sizes), memory_index.split(sizes), (True, False), strict=True)
-        itm, others = (
-            self.run_layer(last, states, attended, self.memory_of(last, memory, index), first_only=of_itm)
-            for states, attended, index, of_itm in parts
-        )
-        return itm, others
+        sizes = [itm_rows, len(hidden) - itm_rows]
+        of_itm, of_others = zip(hidden.split(sizes), mask.split(sizes), memory_index.split(sizes), strict=True)
+        states, attended, index = of_itm
+        itm = self.run_layer(last, states, attended, self.memory_of(last, memory, index), first_only=True)
+        states, attended, index = of_others
+        return itm, self.run_layer(last, states, attended, self.memory_of(last, memory, index))
 
     def memory_of(self, i: int, memory: list[KeyValue] | None, index: Tensor | None) -> KeyValue | None:
         """What layer i attends to besides the text, a row for each of `index` [R]; None in the text layers."""
@@ -316,8 +321,7 @@ class BertModel(nn.Module):
 def select_rows(states: Tensor, index: Tensor) -> Tensor:
     """Keys or values of some memories: [B, H, S, d], index [R] -> [R, H, S, d].
 
-    Rows are copied as they are in memory, [S, H, d]: the backward pass adds up complete rows, which is four times as
-    fast as in the order of the shape.
+    Rows are copied as they are in memory, [S, H, d], so that the backward pass adds up complete rows.
     """
     return states.transpose(1, 2).index_select(0, index).transpose(1, 2)
 

@@ -68,8 +68,8 @@ def _names(entry: str, name: str) -> bool:
 def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Load the numbers of a checkpoint but not its choice of kernel.
 
-    torch keeps `fused` and `foreach` among a group's hyperparameters, so a checkpoint of a GPU run would otherwise
-    force the fused kernel on a run on the CPU, and the reverse.
+    torch keeps `fused` and `foreach` among a group's hyperparameters. On the CPU earlier versions had no fused kernel,
+    which is the one that leaves a step out if its gradient is not finite (`utils.finite.step_if`).
     """
     if len(state['param_groups']) != len(optimizer.param_groups):
         return state  # torch reports what is wrong

@@ -142,7 +142,7 @@ KEYS = {
     'randaugment': Key('RandAugment: true, false, or the names of the operations', boolean_or_names, True),
     'reduced_decode': Key('decode JPEG files no larger than needed; false gives the official pixels', boolean, True),
     'image_cache_mb': Key(
-        'MiB in which a process keeps the images of a dataset, if all fit and are used as a whole', nonnegative, 256
+        'MiB for the images of each dataset, which stay in memory if all fit and are not cropped', nonnegative, 256
     ),
     'num_workers': Key('loader processes of each training process', integer(0, MOST_WORKERS), 4),
     'on_bad_image': Key('an unreadable image is replaced and counted, or an error', one_of('skip', 'error'), 'skip'),

@@ -12,6 +12,7 @@ from models import create_model, losses
 from models.xbert import BertConfig, create_bert
 from tests.helpers import Waits, check_gradients, reference_model, tensor, text, without_dropout
 from tests.reference import load_json, load_reference
+from utils.errors import InputError
 
 LOSSES = ('loss_mlm', 'loss_itc', 'loss_itm')
 
@@ -53,7 +54,7 @@ def test_tokens_that_itm_does_not_read_are_not_computed():
         return torch.autograd.grad(total, inputs)
 
     with FlopCounterMode(display=False) as counter:
-        itm, others = bert.fuse(hidden, mask, bert.project(states), index, first_only=3)
+        itm, others = bert.fuse(hidden, mask, bert.project(states), index, itm_rows=3)
     with FlopCounterMode(display=False) as complete:
         fused = bert(hidden=hidden, attention_mask=mask, memory=bert.project(states), memory_index=index, mode='fusion')
     torch.testing.assert_close([itm, others], [fused[:3, :1], fused[3:]])
@@ -200,3 +201,9 @@ def test_unknown_or_unfitting_settings_are_refused(tiny_tokenizer):
         create_model('pretrain', config | {'image_res': 65}, tiny_tokenizer)
     with pytest.raises(ValueError, match='known are pretrain'):
         create_model('pretraining', config, tiny_tokenizer)
+
+
+def test_a_model_without_fusion_layers_is_refused(tiny_tokenizer):
+    bert = {'num_hidden_layers': 2, 'fusion_layer': 2}
+    with pytest.raises(InputError, match='fusion_layer must be below num_hidden_layers: ITM and MLM'):
+        reference_model('pretrain', 'pretrain', tiny_tokenizer, bert_config=bert)
