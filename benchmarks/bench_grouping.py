@@ -71,11 +71,22 @@ def group_queue_step_by_step(image_feat: Tensor, text_feat: Tensor, search_space
     return torch.cat(grouped)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The peak memory of this process so far, on the GPU or on the host."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated()
+def peak_bytes() -> int:
+    """The peak memory of this process on the host so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def extra_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """By how much a call raises the memory: on a GPU its peak above what is allocated, on the host the peak so far."""
+    if device.type == 'cpu':
+        before = peak_bytes()
+        call()
+        return peak_bytes() - before
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def random_queue(length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,21 +113,22 @@ def bench_grouping(report: Report, args: argparse.Namespace) -> None:
     group = partial(group_queue, quantile=args.quantile, grouping=args.grouping)
     is_grit = (args.quantile, args.grouping) == (1, 'chain')
     name, baseline = ('step by step', group_queue_step_by_step) if is_grit else ("GRIT's chains", group_queue)
+    group(*(feat[:64] for feat in feats), 32, generator_for('warm up'))
+    orders: dict[str, Tensor] = {}
+
+    def run(name: str, way: Callable[..., Tensor]) -> None:
+        orders[name] = way(*feats, args.search_space, generator_for(0))
+
+    ways = {'ours': partial(run, 'ours', group)}
+    memory = extra_bytes(ways['ours'], device)  # first, for the host only knows the peak of all that ran
     if args.baseline and is_grit:
         check_equal((group, baseline), feats, args)
-    group(*(feat[:64] for feat in feats), 32, generator_for('warm up'))
-    before = peak_bytes(device)
-    order = group(*feats, args.search_space, generator_for(0))
-    memory = peak_bytes(device) - before
-    sizes = {'L': args.length, 'M': args.search_space, 'D': args.width}
-    ways = {'ours': lambda: group(*feats, args.search_space, generator_for(0))}
     if args.baseline:
-        ways[name] = lambda: baseline(*feats, args.search_space, generator_for(0))
+        ways[name] = partial(run, name, baseline)
     seconds = {way: min(taken) for way, taken in take_turns(ways, args.rounds, device).items()}
-    row = {**sizes, 'ours, s': seconds['ours']}
+    row = {'L': args.length, 'M': args.search_space, 'D': args.width, 'ours, s': seconds['ours']}
     if args.baseline:
-        expected = baseline(*feats, args.search_space, generator_for(0)).cpu()
-        equal = (order.cpu() == expected).double().mean().item()
+        equal = (orders['ours'].cpu() == orders[name].cpu()).double().mean().item()
         row |= {f'{name}, s': seconds[name], 'ratio': seconds[name] / seconds['ours'], 'equal positions': equal}
     report.add({**row, 'MiB besides features': memory / 2**20})
 
@@ -129,8 +141,7 @@ def bench_plan(report: Report, args: argparse.Namespace) -> None:
         world_size=args.ranks,
         gather=lambda left_out: [left_out] * args.ranks,  # of every rank nothing: no epoch came before
     )
-    host = torch.device('cpu')
-    before = peak_bytes(host)
+    before = peak_bytes()
     for name, set_order in (
         ('random', lambda: plan.set_random_order(0)),
         ('grouped', lambda: plan.set_grit_order(1, plan.order.flip(0))),
@@ -138,7 +149,7 @@ def bench_plan(report: Report, args: argparse.Namespace) -> None:
         began = time.perf_counter()
         set_order()
         seconds = time.perf_counter() - began
-        sizes = {'peak MiB': (peak_bytes(host) - before) / 2**20, 'stored MiB': plan.order.nbytes / 2**20}
+        sizes = {'peak MiB': (peak_bytes() - before) / 2**20, 'stored MiB': plan.order.nbytes / 2**20}
         report.add({'pairs': args.pairs, 'ranks': args.ranks, 'epoch': name, 's': seconds, **sizes})
 
 

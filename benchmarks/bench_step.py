@@ -7,8 +7,12 @@
     python benchmarks/bench_step.py --task pretrain --config configs/shapes/Pretrain.yaml --batch 32 --profile
 
 A step is forward, backward and optimizer on random data. The plain step (`plain_steps.py`) has the same weights and
-gives the same losses and gradients, which is checked first, without dropout in float32; if they differ nothing is
-measured. Both take turns; times are the best of all rounds. On a CPU the models have their full size.
+gives the same losses and gradients, which is checked first, without dropout in float32, with fewer examples if a GPU
+has no memory for all; if they differ the variant is not measured. Our step has the checks of `engine.optimize`. Both
+take turns; times are the best of all rounds. On a CPU the models have their full size.
+
+What goes wrong is in the column `error`; the other rows are measured, and the exit code is 2. If only the plain step is
+out of memory, our numbers stay.
 
 FLOPs are those of our step, counted: 2 for each multiply-add of a forward pass, times 3 for forward and backward, and
 once for momentum copies. What the plain step adds is not counted. `of peak` is their rate divided by that of a
@@ -29,19 +33,25 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks.counting import TOKENIZER, count_flops, set_checkpointing, training_flops  # noqa: E402
 from benchmarks.plain_steps import plain_optimizer  # noqa: E402
-from benchmarks.profiling import fits_memory, free_memory, largest_batch, profile_step  # noqa: E402
-from benchmarks.report import Report, add_arguments, exact_products, matrix_peak, take_turns  # noqa: E402
+from benchmarks.profiling import (  # noqa: E402
+    fits_memory,
+    free_memory,
+    largest_batch,
+    profile_step,
+    within_memory,
+)
+from benchmarks.report import Report, add_arguments, exact_products, matrix_peak  # noqa: E402
 from benchmarks.step_tasks import (  # noqa: E402
     TASKS,
+    OurStep,
     Step,
     check_supported,
     compare_losses,
-    count_step,
     losses_and_gradients,
     our_losses,
-    peak_memory,
     plain_losses,
     random_inputs,
+    run_steps,
 )
 from models import create_model  # noqa: E402
 from optim import create_optimizer  # noqa: E402
@@ -94,7 +104,7 @@ def measure(task: str, variant: str, config: Config, args: argparse.Namespace, r
     device, (precision, *options) = report.device, variant.split('+')
     batch = batch_of(task, config, args, device)
     model, inputs = create(task, config, batch, args, device)
-    details = check(task, precision, model, inputs)
+    details = check_within_memory(task, precision, config, args, model, inputs, batch)
     flops = training_flops(count_flops(lambda: model.eval()(*inputs)))
     model.train()
     set_checkpointing(model, 'checkpointing' in options)
@@ -102,27 +112,51 @@ def measure(task: str, variant: str, config: Config, args: argparse.Namespace, r
         compile_layers(model)
     steps = {
         'plain': Step(model, inputs, plain_losses(task), plain_optimizer(config['optimizer'], model), precision),
-        'ours': Step(model, inputs, our_losses, create_optimizer(config['optimizer'], model), precision),
+        'ours': our_step(model, inputs, config, precision),
     }
-    memory = {name: peak_memory(step, device) for name, step in steps.items()}
-    for step in steps.values():
-        step.make_moments()
-    operators = None if is_compiled else {name: count_step(step) for name, step in steps.items()}  # also warms up
-    warmup = 1 if is_compiled or device.type == 'cuda' else 0
-    details['seconds'] = seconds = take_turns(steps, args.rounds, device, warmup)
+    both_fit, measured = within_memory(partial(run_steps, steps, is_compiled, args.rounds, device))
+    if not both_fit:
+        for step in steps.values():
+            step.forget()
+        measured = run_steps({'ours': steps['ours']}, is_compiled, args.rounds, device)
+    memory, operators, seconds = measured
+    details['seconds'] = seconds
     if args.profile:
         print(f'{task} {variant}:')
         details |= profile_step(steps['ours'], device)
-    plain, ours = (min(seconds[name]) for name in ('plain', 'ours'))
+    plain, ours = min(seconds['plain']) if both_fit else None, min(seconds['ours'])
     row = {'task': task, 'variant': variant, 'batch': batch, 'px': config['image_res']}
-    row |= {'plain ms': plain * 1e3, 'ms': ours * 1e3, 'ratio': plain / ours}
+    row |= {'plain ms': plain and plain * 1e3, 'ms': ours * 1e3, 'ratio': plain and plain / ours}
     row |= {'GFLOP': flops / 1e9, 'TFLOP/s': (rate := flops / ours / 1e12)}
     row['of peak'] = rate / (args.peak or report.facts[peak_name(precision, device)])
-    row |= {'plain GiB': memory['plain'], 'GiB': memory['ours']}
-    row |= {'plain ops': operators and operators['plain'].total, 'ops': operators and operators['ours'].total}
-    details['operators that wait'] = operators and {name: counted.waiting for name, counted in operators.items()}
+    row |= {'plain GiB': memory.get('plain'), 'GiB': memory['ours']}
+    ops = {name: counted.total for name, counted in operators.items()}
+    row |= {'plain ops': ops.get('plain'), 'ops': ops.get('ours')}
+    row |= {} if both_fit else {'error': 'plain: out of memory'}
+    details['operators that wait'] = {name: counted.waiting for name, counted in operators.items()} or None
     details['examples/s'] = batch / ours
     report.add(row, **details)
+
+
+def our_step(model: nn.Module, inputs: tuple, config: Config, precision: str) -> OurStep:
+    """A step of ours as the training scripts take it."""
+    optimizer = create_optimizer(config['optimizer'], model)
+    return OurStep(model, inputs, optimizer, precision, config['clip_grad_norm'])
+
+
+def check_within_memory(
+    task: str, precision: str, config: Config, args: argparse.Namespace, model: nn.Module, inputs: tuple, batch: int
+) -> dict[str, float]:
+    """`check`, with half of the examples as long as it is out of memory, in float32 without checkpointing."""
+    fits, found = within_memory(partial(check, task, precision, model, inputs))
+    while not fits and batch > 2:
+        batch = max(2, batch // 2)
+        model.train().zero_grad(set_to_none=True)
+        fewer = random_inputs(task, config, batch, args.tokens or TASKS[task].tokens, inputs[0].device)
+        fits, found = within_memory(partial(check, task, precision, model, fewer))
+    if not fits:
+        raise torch.OutOfMemoryError
+    return found | {'checked batch': batch}
 
 
 def check(task: str, precision: str, model: nn.Module, inputs: tuple) -> dict[str, float]:
@@ -151,7 +185,7 @@ def batch_fits(config: Config, args: argparse.Namespace, device: torch.device, b
 
     def train() -> None:
         model, inputs = create('pretrain', config, batch, args, device)
-        step = Step(model, inputs, our_losses, create_optimizer(config['optimizer'], model), 'bf16')
+        step = our_step(model, inputs, config, 'bf16')
         step()
         step()
 
@@ -223,18 +257,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.rounds = args.rounds or ROUNDS[kind]
     variants = args.variants or VARIANTS[kind]
     configs = {task: read_config(task, args) for task in args.task}
+    largest = (configs.get('pretrain') or read_config('pretrain', args)) if args.largest else None
     measure_peaks(variants, report)
+    failed = []
     for task, config in configs.items():
         for variant in variants:
-            try:
-                measure(task, variant, config, args, report)
-            except torch.OutOfMemoryError:
+            if error := try_measure(task, variant, config, args, report):
                 batch = batch_of(task, config, args, report.device)
-                report.add({'task': task, 'variant': variant, 'batch': batch}, error='out of memory')
+                report.add({'task': task, 'variant': variant, 'batch': batch, 'error': error})
+                failed.append(f'{task} {variant} ({error})')
             free_memory()
-    if args.largest:
-        search_largest(configs.get('pretrain') or read_config('pretrain', args), args, report)
+    if largest:
+        search_largest(largest, args, report)
     report.finish()
+    if failed:
+        raise InputError(f'{args.out}: not measured: {"; ".join(failed)}; leave these out, or give a smaller --batch')
+
+
+def try_measure(task: str, variant: str, config: Config, args: argparse.Namespace, report: Report) -> str | None:
+    """`measure`; returns why there is no row, or None."""
+    try:
+        fits, _ = within_memory(partial(measure, task, variant, config, args, report))
+    except InputError as error:
+        return str(error)
+    return None if fits else 'out of memory'
 
 
 if __name__ == '__main__':

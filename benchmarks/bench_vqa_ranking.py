@@ -8,7 +8,8 @@ Both ways take the first step of the decoder once per question, which selects k 
 the states of the question for each of them, projects them to keys and values every time, computes the whole answer
 again from [CLS] on, padded to the longest of the list, vocabulary logits at every position included, and has no fused
 attention. That both give the same answers and probabilities is checked first. States of the questions are random: the
-reading of images and questions is part of neither. On a CPU seconds are CPU time of one thread, as in `VQA.py`.
+reading of images and questions is part of neither. On a CPU seconds are CPU time, by default of one thread, as in
+`VQA.py`, and `of peak` divides by what a product of large matrices reaches per second of CPU time.
 
 The answers are random tokens. How many have 1, 2, 3, ... tokens besides [CLS] and [SEP] is an assumption: most are one
 word. (Of the answers that people give, 89, 7 and 3 % have one, two and three words, as published with VQA; a list
@@ -83,10 +84,10 @@ def plain_scores(
     first_token, chosen = first_token[:, :k], chosen[:, :k]
     rows, attended = answers.input_ids[chosen.flatten()], answers.attention_mask[chosen.flatten()]  # [B*k, L]
     repeated = states.repeat_interleave(chosen.shape[1], dim=0), mask.repeat_interleave(chosen.shape[1], dim=0)
-    logits = decode(decoder, rows, attended, *repeated)[:, :-1].transpose(1, 2)  # [B*k, V, L-1]
-    labels = rows[:, 1:].masked_fill(rows[:, 1:] == pad, -100)
-    loss = F.cross_entropy(logits, labels, reduction='none', ignore_index=-100).sum(dim=1)  # [B*k]
-    return chosen, first_token - loss.view(chosen.shape)
+    logits = decode(decoder, rows, attended, *repeated)[:, :-1].flatten(0, 1)  # [B*k*(L-1), V]
+    labels = rows[:, 1:].masked_fill(rows[:, 1:] == pad, -100)  # [B*k, L-1]
+    loss = F.cross_entropy(logits, labels.flatten(), reduction='none', ignore_index=-100)
+    return chosen, first_token - loss.view(labels.shape).sum(dim=1).view(chosen.shape)
 
 
 def compare(decoder: BertWithHead, states: Tensor, mask: Tensor, answers: Text, k: int) -> float:
@@ -162,8 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         'ours': partial(rank_answers, *inputs, args.k, PAD),
     }
     flops = {name: count_flops(way)['Global'] for name, way in ways.items()}
-    report.facts['peak TFLOP/s'] = peak = matrix_peak(device, torch.float32) / 1e12
     clock = time.process_time if device.type == 'cpu' else time.perf_counter
+    peak = matrix_peak(device, torch.float32, clock=clock) / 1e12
+    report.facts[f'peak TFLOP/s{" of a thread" if device.type == "cpu" else ""}'] = peak
     seconds = take_turns(ways, rounds, device, clock=clock)
     best = {name: min(taken) for name, taken in seconds.items()}
     row = {

@@ -1,7 +1,7 @@
-"""The encoders and the decoder as they are commonly written, which `plain_steps` and the benchmarks compare with.
+"""The encoders and the decoder computed as the official program does: what `plain_steps` and the benchmarks use.
 
-They have the weights of our models. Attention is softmax(Q K^T / sqrt(d)) V with its matrix in memory, and what is
-attended to is projected to keys and values again for every row.
+They have the weights of our models. As there, attention is softmax(Q K^T / sqrt(d)) V with its matrix in memory,
+without fused kernels, and what is attended to is projected to keys and values again for every row.
 
 Legend: B images, L tokens, P image tokens (1 + patches), Dv their width, D width of the text, E embedding, V
 vocabulary, R rows, or resolution of an image, S states that are attended to, Dm their width, H heads, d = D / H, N

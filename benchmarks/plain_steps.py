@@ -1,11 +1,11 @@
-"""The training steps as they are commonly written: what the benchmarks compare with, and slow oracles of the tests.
+"""The training steps as the official program does them: what the benchmarks compare with, and oracles of the tests.
 
 Each function computes the losses of a model of this repository, from the same weights, without what makes ours fast:
 
-- attention has no fused kernel, and keys and values are projected for every row (`plain_layers`);
-- the clean and the masked text are two passes, and each kind of pair is fused in a pass of its own;
+- attention is without fused kernels, as there, and keys and values are projected for every row (`plain_layers`);
+- the clean and the masked text are two passes; ITM fuses the pairs in one pass and both kinds of negatives in another;
 - vocabulary logits are computed at all positions, and the loss ignores those without a label;
-- every token goes through the last layer; AdamW and the momentum copies are updated one parameter at a time.
+- every token goes through the last layer; AdamW is torch's default; momentum copies are updated one by one.
 
 The model chooses negatives and masked tokens, so that both ways have the same.
 
@@ -27,9 +27,10 @@ from optim import parameter_groups
 
 
 def plain_optimizer(settings: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW as `optim.create_optimizer` makes it, one parameter after another."""
+    """AdamW with the settings of `optim.create_optimizer`, in the implementation that torch chooses by default."""
     groups = parameter_groups(model, float(settings['weight_decay']), settings.get('no_decay') or ())
-    return torch.optim.AdamW(groups, lr=float(settings['lr']), foreach=False, fused=False)
+    betas, eps = tuple(settings.get('betas', (0.9, 0.999))), float(settings.get('eps', 1e-8))
+    return torch.optim.AdamW(groups, lr=float(settings['lr']), betas=betas, eps=eps)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -73,19 +74,31 @@ def pretrain(model: nn.Module, image: Tensor, text: TokenBatch) -> dict[str, Ten
     # ITM: the pair, its image with another text, its text with another image.
     pairs = model.choose_negatives(image, text, (sim_i2t.detach(), sim_t2i.detach()), None)
     other_text, other_image = pairs.texts[: len(image)], pairs.images[len(image) :]
-    fused = torch.cat(
-        [
-            fuse(bert, text_embeds, atts, image_embeds)[:, 0],
-            fuse(bert, text_embeds[other_text], atts[other_text], image_embeds)[:, 0],
-            fuse(bert, text_embeds, atts, image_embeds[other_image])[:, 0],
-        ]
-    )  # [3B, D]
-    loss_itm = F.cross_entropy(model.itm_head(fused).float(), match_labels(len(image), image.device))
+    loss_itm = itm_loss(model, bert, (text_embeds, atts, image_embeds), other_text, other_image)
 
     # MLM: vocabulary logits at every position.
     logits = model.text_encoder.cls(fuse(bert, masked_embeds, atts, image_embeds)).float()  # [B, L, V]
     loss_mlm = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     return {'loss_mlm': loss_mlm, 'loss_itc': loss_itc, 'loss_itm': loss_itm}
+
+
+def itm_loss(
+    model: nn.Module, bert: nn.Module, encoded: tuple[Tensor, Tensor, Tensor], other_text: Tensor, other_image: Tensor
+) -> Tensor:
+    """ITM in two passes: the B pairs; the texts with other images and other texts with the images, 2B.
+
+    encoded: of the pairs, text [B, L, D], its mask [B, L], image [B, P, Dv]. other_text, other_image: negatives [B].
+    """
+    text, atts, image = encoded
+    pairs = fuse(bert, text, atts, image)[:, 0]
+    negatives = fuse(
+        bert,
+        torch.cat([text, text[other_text]]),
+        torch.cat([atts, atts[other_text]]),
+        torch.cat([image[other_image], image]),
+    )[:, 0]
+    logits = model.itm_head(torch.cat([pairs, negatives])).float()  # [3B, 2]
+    return F.cross_entropy(logits, match_labels(len(text), text.device))
 
 
 def match_labels(batch: int, device: torch.device) -> Tensor:
@@ -123,14 +136,7 @@ def retrieval(model: nn.Module, image: Tensor, text: TokenBatch, idx: Tensor, al
     # ITM: the pair, its text with another image, its image with another text.
     other_image = sample_negatives(sim_t2i[:, : len(idx)], idx)
     other_text = sample_negatives(sim_i2t[:, : len(idx)], idx)
-    fused = torch.cat(
-        [
-            fuse(bert, text_embeds, atts, image_embeds)[:, 0],
-            fuse(bert, text_embeds, atts, image_embeds[other_image])[:, 0],
-            fuse(bert, text_embeds[other_text], atts[other_text], image_embeds)[:, 0],
-        ]
-    )  # [3B, D]
-    loss_itm = F.cross_entropy(model.itm_head(fused).float(), match_labels(len(idx), idx.device))
+    loss_itm = itm_loss(model, bert, (text_embeds, atts, image_embeds), other_text, other_image)
     return {'loss_itc': loss_itc, 'loss_itm': loss_itm}
 
 
@@ -155,9 +161,9 @@ def nlvr(model: nn.Module, images: Tensor, text: TokenBatch, targets: Tensor, al
 
 
 def nlvr_logits(images: Tensor, text: TokenBatch, vit: nn.Module, bert: nn.Module, head: nn.Module) -> Tensor:
-    """The left and the right images in two passes; every layer projects its image: -> [B, 2]."""
+    """All 2B images in one pass; every layer projects its image, the left or the right one: -> [B, 2]."""
     hidden = encode_text(bert, text.input_ids, text.attention_mask)
-    first, second = ((encode_image(vit, part), None) for part in images.chunk(2))
+    first, second = ((part, None) for part in encode_image(vit, images).chunk(2))
     layers = bert.encoder.layer[bert.config.fusion_layer :]
     hidden = run_layers(layers, hidden, as_mask(text.attention_mask), [first, second] * (len(layers) // 2))
     return head(hidden[:, 0]).float()
@@ -174,20 +180,18 @@ def vqa(
 ) -> dict[str, Tensor]:
     """The loss of `models.model_vqa`: image [B, 3, R, R], question [B, S], answer [N, L], k [B], weights [N]."""
     inputs = image, question, answer, k
-    logits = answer_logits(*inputs, model.visual_encoder, model.text_encoder, model.text_decoder)[:, :-1].transpose(
-        1, 2
-    )
+    logits = answer_logits(*inputs, model.visual_encoder, model.text_encoder, model.text_decoder)[:, :-1].flatten(0, 1)
     labels = answer.input_ids[:, 1:]
-    labels = labels.masked_fill(labels == model.pad, -100)
-    loss = F.cross_entropy(logits, labels, reduction='none', ignore_index=-100)  # [N, L-1]
+    labels = labels.masked_fill(labels == model.pad, -100)  # [N, L-1]
+    loss = F.cross_entropy(logits, labels.flatten(), reduction='none', ignore_index=-100)  # [N * (L-1)]
     if model.distill:
         update_momentum(model)
         with torch.no_grad():
             copies = model.visual_encoder_m, model.text_encoder_m, model.text_decoder_m
-            predicted = answer_logits(*inputs, *copies)[:, :-1].transpose(1, 2).softmax(dim=1)
-        soft = -(F.log_softmax(logits, dim=1) * predicted).sum(dim=1).masked_fill(labels == -100, 0)
+            predicted = answer_logits(*inputs, *copies)[:, :-1].flatten(0, 1).softmax(dim=1)
+        soft = -(F.log_softmax(logits, dim=1) * predicted).sum(dim=1).masked_fill(labels.flatten() == -100, 0)
         loss = (1 - alpha) * loss + alpha * soft
-    return {'loss': (loss.sum(dim=1) * weights).sum() / len(image)}
+    return {'loss': (loss.view(labels.shape).sum(dim=1) * weights).sum() / len(image)}
 
 
 def answer_logits(

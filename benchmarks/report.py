@@ -111,10 +111,17 @@ def take_turns(
     return seconds
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, rounds: int = 5) -> float:
+def matrix_peak(
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int | None = None,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Measured FLOP/s of a product of two large square matrices, the best of several: the peak that a step can reach.
 
-    size: rows and columns; by default `PEAK_SIZE` of the device. On a GPU float32 uses TF32 if it is on.
+    size: rows and columns; by default `PEAK_SIZE` of the device. On a GPU float32 uses TF32 if it is on. clock: that of
+    the times which are compared with it; `time.process_time` adds up all threads, so it gives the peak of one of them.
     """
     size = size or PEAK_SIZE[device.type]
     one, two = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -124,7 +131,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = Non
         for _ in range(repeats):
             one @ two
 
-    seconds = take_turns({'product': multiply}, rounds, device, warmup=1)['product']
+    seconds = take_turns({'product': multiply}, rounds, device, warmup=1, clock=clock)['product']
     return 2 * size**3 * repeats / min(seconds)
 
 

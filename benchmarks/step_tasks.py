@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from benchmarks import plain_steps
 from benchmarks.counting import CLS, MASK, PAD
 from benchmarks.profiling import Operators, count_operators
+from benchmarks.report import take_turns
 from dataset.tokens import Text
 from models import losses
+from utils import finite
 from utils.errors import InputError
 from utils.setup import autocast
 
@@ -24,7 +26,7 @@ GIB = 2**30
 ANSWERS = (3, 1, 1)  # distinct answers of a question: of VQA v2, of Visual Genome, ...; 1.6 on average (cost.py)
 ANSWER_TOKENS = 5  # of the longest: [CLS], three, [SEP]; the shortest have 3
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3  # relative, float32
-FLOOR = 1e-3  # gradients below this part of the model's largest are compared with it: those of keys' biases are noise
+FLOOR = 1e-3  # gradients below this part of the matrices' largest are compared with it: those of keys' biases are noise
 
 
 class Task(NamedTuple):
@@ -157,7 +159,8 @@ def losses_and_gradients(
 def compare_losses(task: str, model: nn.Module, inputs: tuple[Any, ...], **options: Any) -> dict[str, float]:
     """The largest differences of our losses and gradients from the plain ones; InputError above the tolerances.
 
-    A loss is compared with itself, a gradient with the largest entry of its parameter (see `FLOOR`).
+    A loss is compared with itself, a gradient with the largest entry of its parameter (see `FLOOR`, which the gradient
+    of the temperature, larger than all others, does not set).
     """
     chosen: list[Tensor] = []
     with same_choices(chosen, replay=False):
@@ -166,7 +169,7 @@ def compare_losses(task: str, model: nn.Module, inputs: tuple[Any, ...], **optio
         plain, plain_gradients = losses_and_gradients(plain_losses(task), model, inputs, **options)
     if ours.keys() != plain.keys() or our_gradients.keys() != plain_gradients.keys():
         raise InputError(f'{task}: ours and plain train other parameters; no times are measured')
-    largest = max(gradient.abs().max().item() for gradient in plain_gradients.values())
+    largest = max(gradient.abs().max().item() for gradient in plain_gradients.values() if gradient.ndim >= 2)
     worst = {'loss difference': max(abs(ours[name] - plain[name]) / max(abs(plain[name]), 1e-6) for name in plain)}
     worst['gradient difference'] = max(
         (our_gradients[name] - gradient).abs().max().item() / max(gradient.abs().max().item(), FLOOR * largest)
@@ -179,7 +182,7 @@ def compare_losses(task: str, model: nn.Module, inputs: tuple[Any, ...], **optio
 
 
 class Step:
-    """One training step: forward, backward, optimizer. losses: `our_losses` or a plain one."""
+    """One plain training step: forward, backward, optimizer. losses: a plain one, for `OurStep` `our_losses`."""
 
     def __init__(self, model: nn.Module, inputs: tuple, losses: Callable, optimizer: Any, precision: str):
         self.model, self.inputs, self.losses = model, inputs, losses
@@ -187,14 +190,21 @@ class Step:
 
     def __call__(self) -> None:
         self.differentiate()
-        self.optimizer.step()
+        self.update()
 
     def differentiate(self) -> None:
         """Forward and backward."""
         with autocast(self.inputs[0].device, {'precision': self.precision}):
             out = self.losses(self.model, *self.inputs)
         self.optimizer.zero_grad(set_to_none=True)
-        sum(out.values()).backward()
+        self.backward(sum(out.values()))
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self) -> None:
+        """The optimizer's part."""
+        self.optimizer.step()
 
     def make_moments(self) -> None:
         """Let the optimizer make its moments, which only its first step does."""
@@ -203,10 +213,30 @@ class Step:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
 
+    def forget(self) -> None:
+        """Free the gradients and the moments."""
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class OurStep(Step):
+    """A step with the checks of `engine.optimize`: a loss or gradient that is not finite changes nothing."""
+
+    def __init__(self, model: nn.Module, inputs: tuple, optimizer: Any, precision: str, max_norm: float | None):
+        super().__init__(model, inputs, our_losses, optimizer, precision)
+        self.max_norm = max_norm
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+
+    def backward(self, loss: Tensor) -> None:
+        self.is_finite = finite.backward(loss, self.parameters, self.max_norm)
+
+    def update(self) -> None:
+        finite.step_if(self.is_finite, self.optimizer)
+
 
 def count_step(step: Step) -> Operators:
     """The operators of a step. Its waits are those of forward and backward: AdamW's counter of steps is on the host."""
-    gradients, update = count_operators(step.differentiate), count_operators(step.optimizer.step)
+    gradients, update = count_operators(step.differentiate), count_operators(step.update)
     return Operators(gradients.total + update.total, gradients.waiting)
 
 
@@ -222,6 +252,17 @@ def peak_memory(step: Step, device: torch.device) -> float | None:
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    step.optimizer.state.clear()
-    step.optimizer.zero_grad(set_to_none=True)
+    step.forget()
     return torch.cuda.max_memory_allocated() / GIB
+
+
+def run_steps(
+    steps: Mapping[str, Step], is_compiled: bool, rounds: int, device: torch.device
+) -> tuple[dict[str, float | None], dict[str, Operators], dict[str, list[float]]]:
+    """(GiB at the peak, operators, none of compiled steps, seconds of each round), of each step by name."""
+    memory = {name: peak_memory(step, device) for name, step in steps.items()}
+    for step in steps.values():
+        step.make_moments()
+    operators = {} if is_compiled else {name: count_step(step) for name, step in steps.items()}  # also warms up
+    warmup = 1 if is_compiled or device.type == 'cuda' else 0
+    return memory, operators, take_turns(steps, rounds, device, warmup)

@@ -86,6 +86,21 @@ def test_other_gradients_of_the_same_loss_are_found(monkeypatch):
         step_tasks.compare_losses('nlvr', model, inputs)
 
 
+def test_a_halved_gradient_of_one_small_layer_is_found(monkeypatch):
+    """Although that of the temperature is 10^7 times as large."""
+    model, inputs = create('pretrain')
+    model.temp.data.fill_(0.001)
+    step_tasks.compare_losses('pretrain', model, inputs)
+
+    def halved(model, *args):
+        model.text_encoder.bert.encoder.layer[3].attention.self.query.weight.register_hook(lambda grad: grad / 2)
+        return plain_steps.pretrain(model, *args)
+
+    monkeypatch.setitem(plain_steps.STEPS, 'pretrain', halved)
+    with pytest.raises(InputError, match='pretrain: gradient difference of ours and plain is'):
+        step_tasks.compare_losses('pretrain', model, inputs)
+
+
 def test_the_second_run_has_the_negatives_of_the_first():
     model, inputs = create('pretrain', ['itm_negatives=uniform'])
     chosen, pairs = [], []

@@ -1,8 +1,11 @@
 """Operators and waits of a step, and the search of the largest batch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from benchmarks import profiling
 from benchmarks.profiling import count_operators, fits_memory, largest_batch, profile_step
 
 CPU = torch.device('cpu')
@@ -29,6 +32,23 @@ def test_the_profile_of_a_step(capsys):
     counts = profile_step(lambda: (square @ square).sum().item(), CPU)
     assert counts == {'kernel launches': 0, 'host syncs': 0, 'items': 1}
     assert 'aten::mm' in capsys.readouterr().out
+
+
+def test_syncs_of_the_profiler_do_not_count(monkeypatch, capsys):
+    """Each profile has one at its end; the step has another."""
+    real, profiled = profiling.profile, []
+
+    def profile(step, device):
+        events = real(step, CPU)
+        profiled.append(step)
+        count = 1 if len(profiled) == 1 else 2
+        events.append(SimpleNamespace(key='cudaDeviceSynchronize', count=count))
+        monkeypatch.setattr(events, 'table', lambda **options: '')
+        return events
+
+    monkeypatch.setattr(profiling, 'profile', profile)
+    counts = profile_step(lambda: torch.ones(2).sum().item(), torch.device('cuda'))
+    assert counts == {'kernel launches': 0, 'host syncs': 1, 'items': 1} and len(profiled) == 2
 
 
 @pytest.mark.parametrize('limit', [8, 9, 15, 16, 100, 129, 1000])
@@ -60,5 +80,7 @@ def test_a_step_without_memory_does_not_fit(monkeypatch):
 
     assert fits_memory(lambda: None) and not fits_memory(lambda: fail(torch.OutOfMemoryError()))
     assert len(freed) == 2
+    for words in ('CUDA error: out of memory', 'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`'):
+        assert not fits_memory(lambda words=words: fail(RuntimeError(words)))
     with pytest.raises(RuntimeError, match='another'):
         fits_memory(lambda: fail(RuntimeError('another')))

@@ -1,6 +1,7 @@
 """The report of a benchmark: its file, its table, and how times and the peak of a device are measured."""
 
 import json
+import time
 from argparse import Namespace
 
 import pytest
@@ -85,12 +86,14 @@ def test_seconds_are_those_of_calls_that_take_turns():
 def test_the_peak_is_that_of_the_best_product(monkeypatch):
     multiplied = []
 
-    def take_turns(ways, rounds, device, warmup):
-        multiplied.append(ways['product']())
+    def take_turns(ways, rounds, device, warmup, clock):
+        multiplied.append((ways['product'](), clock))
         return {'product': [2.0, 0.5, 1.0]}
 
     monkeypatch.setattr(report, 'take_turns', take_turns)
     assert report.matrix_peak(CPU, torch.bfloat16, size=64) == 2 * 64**3 / 0.5 and len(multiplied) == 1
+    report.matrix_peak(CPU, torch.float32, size=64, clock=time.process_time)
+    assert [clock for _, clock in multiplied] == [time.perf_counter, time.process_time]
 
 
 def test_products_are_exact_inside_the_block_only():
