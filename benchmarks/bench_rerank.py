@@ -29,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks.report import Report, add_arguments, exact_products, matrix_peak, take_turns  # noqa: E402
+from models.bert_layers import BertConfig  # noqa: E402
 from models.rerank import Encoded, best_candidates, merge_pairs, rerank, scatter_scores, score_texts  # noqa: E402
-from models.xbert import BertConfig, create_bert  # noqa: E402
+from models.xbert import create_bert  # noqa: E402
 from utils.arguments import Parser, add_flag, positive_int  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402

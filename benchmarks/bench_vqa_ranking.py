@@ -35,7 +35,8 @@ from benchmarks.plain_layers import decode  # noqa: E402
 from benchmarks.report import Report, add_arguments, exact_products, matrix_peak, take_turns  # noqa: E402
 from dataset.tokens import Text  # noqa: E402
 from models.answer_ranking import rank_answers  # noqa: E402
-from models.xbert import BertConfig, BertWithHead, create_bert  # noqa: E402
+from models.bert_layers import BertConfig  # noqa: E402
+from models.xbert import BertWithHead, create_bert  # noqa: E402
 from utils.arguments import Parser, positive_int  # noqa: E402
 from utils.entry import run_main  # noqa: E402
 from utils.errors import InputError  # noqa: E402

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.bert_layers import Attention, KeyValue
 from models.inputs import TokenBatch
-from models.xbert import Attention, BertModel, KeyValue
+from models.xbert import BertModel
 from utils.errors import InputError
 
 LAYER = 3  # the fusion layer that ALBEF shows, counted from 1

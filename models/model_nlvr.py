@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses
+from models.bert_layers import BertConfig
 from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import MomentumModel
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
-from models.xbert import BertConfig
 
 
 class NLVRModel(MomentumModel):

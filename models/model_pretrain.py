@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models import losses
+from models.bert_layers import BertConfig, require_fusion_layers
 from models.inputs import SpecialTokens, TokenBatch
 from models.itm_negatives import ItmNegatives, of_epoch
 from models.momentum import QueueModel
 from models.vit import create_vit
-from models.xbert import BertConfig, BertModel, create_bert, require_fusion_layers
+from models.xbert import BertModel, create_bert
 
 TEMP_RANGE = (0.001, 0.5)
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import losses
+from models.bert_layers import BertConfig, select_rows
 from models.inputs import SpecialTokens, TokenBatch
 from models.two_images import create_two_image_bert, project_pairs
 from models.vit import create_vit
-from models.xbert import BertConfig, select_rows
 from utils.errors import InputError
 
 FIRST, SECOND, NEITHER = range(3)

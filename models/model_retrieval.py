@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from models import losses, rerank
+from models.bert_layers import BertConfig
 from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import QueueModel
 from models.vit import create_vit
-from models.xbert import BertConfig, create_bert
+from models.xbert import create_bert
 
 
 class RetrievalModel(QueueModel):

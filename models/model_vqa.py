@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import answer_ranking
+from models.bert_layers import BertConfig, require_fusion_layers
 from models.inputs import SpecialTokens, TokenBatch
 from models.momentum import MomentumModel
 from models.vit import create_vit
-from models.xbert import BertConfig, create_bert, require_fusion_layers
+from models.xbert import create_bert
 
 
 class VQAModel(MomentumModel):

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from models.xbert import BertConfig, BertModel, create_bert
+from models.bert_layers import BertConfig
+from models.xbert import BertModel, create_bert
 
 
 def create_two_image_bert(config: BertConfig) -> BertModel:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.bert_layers import BertConfig
 from models.vit import VIT_B_16, interpolate_pos_embed
 from models.weight_files import State, read_bert, read_weights
-from models.xbert import BertConfig
 from utils.errors import InputError, MissingFileError
 
 OTHER_TASK = 'Is it a checkpoint of this task, with the same vit and bert_config?'

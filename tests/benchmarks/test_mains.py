@@ -16,7 +16,8 @@ from benchmarks.report import Report
 from benchmarks.step_tasks import Step, our_losses, peak_memory, random_inputs
 from models import create_model
 from models.answer_ranking import rank_answers
-from models.xbert import BertConfig, create_bert
+from models.bert_layers import BertConfig
+from models.xbert import create_bert
 from optim import create_optimizer
 from tests.tiny import CONFIGS, MODEL, resolved
 from utils.errors import InputError

@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model, losses
-from models.xbert import BertConfig, create_bert
+from models.bert_layers import BertConfig
+from models.xbert import create_bert
 from tests.helpers import Waits, check_gradients, reference_model, tensor, text, without_dropout
 from tests.reference import load_json, load_reference
 from utils.errors import InputError

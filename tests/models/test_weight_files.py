@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast
 
+from models.bert_layers import BertConfig
 from models.tokenization_bert import create_tokenizer
 from models.vit import create_vit
 from models.weight_files import model_state, read_bert, read_checkpoint, read_weights, weights_folder
 from models.weights import load_bert, load_deit
-from models.xbert import BertConfig, create_bert
+from models.xbert import create_bert
 from tests.models.test_weights import SMALL
 from utils.errors import InputError
 

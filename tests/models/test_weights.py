@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from models import create_model
+from models.bert_layers import BertConfig
 from models.vit import create_vit, interpolate_pos_embed
 from models.weight_files import model_state, read_checkpoint
 from models.weights import load_bert, load_deit, load_pretrain, load_state
-from models.xbert import BertConfig, create_bert
+from models.xbert import create_bert
 from tests.helpers import albef_state, reference_model, reference_state, tensor
 from tests.reference import load_reference
 from utils.errors import InputError
