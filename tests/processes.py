@@ -14,8 +14,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+
+from utils import distributed
 
 KILLED = -signal.SIGKILL
 ROOT = Path(__file__).parent.parent
@@ -214,3 +217,14 @@ def launch(script, argv, processes=2):
     code, out, err = run_python([*launcher, '--use_env', script, *argv], seconds=500)
     assert code == 0, out[-1000:] + err[:4000]
     return out
+
+
+def run_function(function, folder, processes):
+    """Call a function in several processes of one group -> their exit codes; what they print is in folder/log.RANK."""
+
+    def main(_):
+        distributed.init(SimpleNamespace(device='cpu', distributed=True, dist_url='env://'), minutes=0.5)
+        function()
+        distributed.close()
+
+    return run(main, None, folder / 'log', processes)

@@ -3,14 +3,13 @@
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from models.weight_files import read_checkpoint
 from tests.helpers import read_pth
-from tests.processes import SmallFiles, run, tail
+from tests.processes import SmallFiles, run_function, tail
 from utils import distributed
 from utils.checkpoint import RunParts, Status, find_run, prune_checkpoints, refuse_earlier_run, resume_run, save_run
 from utils.checkpoint_files import run_files
@@ -18,6 +17,7 @@ from utils.checkpoint_shards import all_states, remove_old_shards, shard_files, 
 from utils.errors import InputError
 
 PROCESSES, STARTED = 3, 1.5
+pytestmark = pytest.mark.slow
 
 
 class Own:
@@ -45,19 +45,8 @@ def save(folder, version, position=(1, 4), started=STARTED, name='checkpoint_ste
     save_run(folder / name, parts_of(version), Status(*position, started=started))
 
 
-def in_processes(function, folder, processes=PROCESSES):
-    """Call a function in several processes of one group -> their exit codes; what they print is in folder/log.RANK."""
-
-    def main(_):
-        distributed.init(SimpleNamespace(device='cpu', distributed=True, dist_url='env://'), minutes=0.5)
-        function()
-        distributed.close()
-
-    return run(main, None, folder / 'log', processes)
-
-
 def check(function, folder, processes=PROCESSES):
-    assert in_processes(function, folder, processes) == [0] * processes, tail(folder / 'log')
+    assert run_function(function, folder, processes) == [0] * processes, tail(folder / 'log')
 
 
 def version_of(folder):

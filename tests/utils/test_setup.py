@@ -3,13 +3,12 @@
 import importlib
 import os
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.processes import run, run_script, tail
+from tests.processes import run_function, run_script, tail
 from tests.tiny import arguments
 from utils import distributed, setup
 from utils.setup import autocast, to_device
@@ -55,14 +54,10 @@ def buckets(model):
 
 
 def in_processes(function, folder, processes):
-    def main(_):
-        distributed.init(SimpleNamespace(device='cpu', distributed=True, dist_url='env://'), minutes=0.5)
-        function()
-        distributed.close()
-
-    assert run(main, None, folder / 'log', processes) == [0] * processes, tail(folder / 'log', lines=40)
+    assert run_function(function, folder, processes) == [0] * processes, tail(folder / 'log', lines=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 def test_the_first_step_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path, precision):
     """With more than two processes the last bits of a sum depend on the place of a number in its bucket."""
@@ -76,6 +71,7 @@ def test_the_first_step_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_pat
     in_processes(compare, tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_the_buckets_of_the_first_step_are_those_of_all(tmp_path):
     def compare():
         model = wrapped()
@@ -89,6 +85,7 @@ def test_the_buckets_of_the_first_step_are_those_of_all(tmp_path):
     in_processes(compare, tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_nothing_else_changes(tmp_path):
     def compare():
         torch.manual_seed(0)
@@ -120,6 +117,7 @@ class ElsewhereAt:
         os.chdir(self.folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_process_does_not_see_is_refused(shapes, tmp_path, monkeypatch):
     importlib.import_module('NLVR')  # which the forked processes need not import
     (tmp_path / 'elsewhere').mkdir()
@@ -133,6 +131,7 @@ def test_a_folder_that_a_process_does_not_see_is_refused(shapes, tmp_path, monke
     assert os.listdir(tmp_path / 'out') == ['.lock'] and os.listdir(tmp_path / 'elsewhere') == []
 
 
+@pytest.mark.slow
 def test_a_slow_file_system_is_given_time(tmp_path):
     """The other process sees the file a moment later."""
 
